@@ -1,4 +1,7 @@
-"""The types that flow between stages. Plain slots, mutated by one thread, never frozen (a frozen dataclass costs three times as much)."""
+"""The types that flow between stages.
+
+Plain slots, mutated by one thread; never frozen, because a frozen dataclass costs three times as much to make.
+"""
 
 from __future__ import annotations
 
