@@ -53,6 +53,17 @@ enum ms_verdict_what {
 };
 
 /*
+ * Attach cookie of a TLS probe: what the probed function is. Without either
+ * DONE bit its return value is the length, as SSL_read's; with one it returns
+ * 1 for success and stores the length through that pointer argument.
+ */
+enum ms_ssl_call {
+	MS_SSL_WRITE = 1,    /* plaintext goes out; else it comes in */
+	MS_SSL_DONE_4TH = 2, /* (ssl, buf, num, size_t *done) */
+	MS_SSL_DONE_5TH = 4, /* (ssl, buf, num, flags, size_t *done) */
+};
+
+/*
  * Counters, one per-CPU array, added to atomically. Two equations hold:
  *   MOVED = COPIED + SKIPPED + UNREADABLE + CUT + CIPHERTEXT + LOST        (bytes)
  *   ATTEMPTED = RESERVED + RESERVE_FAILED                                  (records)
