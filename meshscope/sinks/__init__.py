@@ -1,0 +1,1 @@
+"""Where exchanges and rows go; ``open_sinks`` builds what the settings ask for."""
