@@ -14,6 +14,9 @@ CLIENT: Final = "client"
 SERVER: Final = "server"
 Role = Literal["client", "server"]
 
+# Why an outcome is unknown: the first of these in Exchange.flags is the reason, and one always is.
+UNKNOWN_REASONS: Final = ("bytes_lost", "parser_error", "evicted", "upgraded", "input_ended", "late_join")
+
 
 class Workload:
     """Who a process or an address is; one interned object per workload, compared by identity.

@@ -37,6 +37,55 @@ COUNTERS.update(
 )
 
 
+# flow: records in, exchanges out
+COUNTERS.update(
+    {
+        "records": "Records taken from the ring.",
+        "records_of_unknown_kind": "Records whose kind this version does not know.",
+        "batches_torn": "Batches that did not end with a whole record.",
+        "records_held": "Records of an answer that overtook its request and waited for it.",
+        "held_overflows": "Times the bytes held back for such an answer passed the bound and it went on without its request.",
+        "waiting_overflows": "Things that waited for record time to pass and were done early, because too many waited.",
+        "records_ignored": "Data records of connections that are left alone, already on their way when the kernel was told.",
+        "records_after_close": "Data records of a socket that came when its connection was already closed and forgotten.",
+        "holes": "Places where bytes were lost between two records of a direction.",
+        "bytes_lost": "Bytes lost in them.",
+        "bytes_overlapped": "Bytes that came twice or out of order, from threads racing on one socket; what came first was kept.",
+        "bytes_not_copied": "Bytes a record stands for and does not hold: sendfile, long transfers, faults.",
+        "bytes_unrecognised": "Bytes of connections in which no protocol was recognised, or not yet.",
+        "connections_recognised": "Connections and TLS sessions that got a parser.",
+        "connections_unrecognised": "Connections left alone because no protocol claimed their bytes.",
+        "connections_given_up": "Connections left alone because their parser refused the bytes too often.",
+        "connections_evicted": "Connections forgotten because too many were followed; the longest silent go first.",
+        "connections_without_open": "Connections first met in a data record: their addresses are unknown.",
+        "connections_in_two_shards": "Connections moved by two selected roots: the order of their records is not trusted.",
+        "protocol_errors": "Times a parser refused the bytes it was given.",
+        "parser_bugs": "Times a parser failed with anything else; its connection is left alone.",
+        "handovers": "Connections that stopped speaking their protocol (Upgrade, CONNECT) and are left alone.",
+        "verdicts_skip": "Times the kernel was told not to copy the rest of a body.",
+        "open_requests_evicted": "Requests given up because too many of one connection waited for an answer.",
+        "exchanges": "Exchanges, each end counting one.",
+        "messages": "Requests and responses: the sum of the next four and of those still open.",
+        "messages_paired": "Those that made an exchange with an answer.",
+        "messages_aborted": "Those of exchanges that provably ended without a whole answer.",
+        "messages_orphaned": "Responses whose request was not seen.",
+        "messages_unknown": "Those of exchanges whose outcome cannot be known.",
+        "unknown_bytes_lost": "Exchanges of unknown outcome because bytes of their connection were lost.",
+        "unknown_late_join": "The same, because the connection was joined in its middle.",
+        "unknown_evicted": "The same, because a bound was reached.",
+        "unknown_input_ended": "The same, because the agent stopped or the recording ended.",
+        "unknown_parser_error": "The same, because the parser gave up.",
+        "unknown_upgraded": "The same, because the connection changed its protocol.",
+        "tls_connections": "Sockets that carry TLS.",
+        "tls_handshakes_dropped": "Server randoms forgotten because too many waited for their session.",
+        "tls_sessions_bound": "Times the socket of a TLS session was found.",
+        "tls_sessions_unbound": "TLS sessions whose socket was not found: their peer is unknown.",
+        "tls_rebinds": "TLS sessions that moved bytes on another socket than the one they were bound to.",
+        "tls_connections_opaque": "Connections that carry TLS and showed no plaintext.",
+    },
+)
+
+
 class Stats:
     """Counters of one agent. Increment with ``stats.n[name] += 1``; read with ``snapshot``."""
 

@@ -1,0 +1,256 @@
+"""What flow remembers of one connection: a socket, or the plaintext of one TLS session (a stream of its own)."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Final, NamedTuple, Protocol
+
+from meshscope.capture import abi
+from meshscope.model import CLIENT, SERVER, Endpoint, Role
+from parsers.base import Description, Handover, Message, Verdict
+
+DETECTING: Final = 0  # no parser yet
+SPEAKING: Final = 1  # a parser reads it
+HANDSHAKE: Final = 2  # a socket that carries TLS: looking for the ServerHello
+IGNORED: Final = 3  # left alone; only its end matters
+
+Out = list[Message | Handover]
+Joint = tuple[str | bytes, int, int, int]
+
+
+class Record(NamedTuple):
+    """A DATA record that left the fast path: held back, or before a parser is found, or with bytes missing."""
+
+    way: int  # direction, RX or TX
+    pos: int
+    len: int
+    data: bytes  # what was copied
+    ts: int
+    tgid: int
+    tid: int
+    flags: int
+    srtt_us: int
+    retransmits: int
+
+
+class Parser(Protocol):
+    """What parsers/base.py asks of a parser."""
+
+    skip: list[int]
+
+    def feed(self, half: int, data: bytes, ts: int, out: Out) -> None: ...
+    def gap(self, half: int, n: int, lost: bool, ts: int, out: Out) -> None: ...
+    def close(self, half: int, ts: int, out: Out) -> None: ...
+    def ready(self, half: int) -> bool: ...
+
+
+class Speech(Protocol):
+    """What parsers/base.py asks of a protocol's module."""
+
+    NAME: str
+
+    def Parser(self, keep: frozenset[str] | None = None) -> Parser: ...  # noqa: N802 the contract's name
+    def sniff(self, head: bytes) -> Verdict: ...
+    def describe(self, request: Message | None, response: Message | None) -> Description: ...
+
+
+class Opening(NamedTuple):
+    """MS_OPEN and MS_CLOSE after the head: the fields of struct ms_conn, in order."""
+
+    started_ns: int
+    object: int
+    moved_rx: int
+    moved_tx: int
+    netns: int
+    family: int
+    local_port: int
+    remote_port: int
+    err: int
+    role: int
+    state: int
+    pad: int
+    local: bytes
+    remote: bytes
+
+
+def address(family: int, raw: bytes) -> str:
+    """Text of an address of struct ms_conn; an IPv4-mapped IPv6 one reads as IPv4; another family as nothing."""
+    if family == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, raw[:4])
+    if family != socket.AF_INET6:
+        return ""
+    if raw[:12] == b"\0\0\0\0\0\0\0\0\0\0\xff\xff":
+        return socket.inet_ntop(socket.AF_INET, raw[12:])
+    return socket.inet_ntop(socket.AF_INET6, raw)
+
+
+def loopback(text: str) -> bool:
+    """An address that means something else in every network namespace."""
+    return text.startswith("127.") or text == "::1"
+
+
+class Pending:
+    """A request that waits for its answer. `seen[0]`: the other end of it was seen, too; that end shares the list."""
+
+    __slots__ = ("joint", "late", "request", "response", "retransmits", "seen", "suspect", "tgid", "tid")
+
+    def __init__(self, request: Message, tgid: int, tid: int, retransmits: int) -> None:
+        self.request = request
+        self.response: Message | None = None
+        self.tgid = tgid
+        self.tid = tid
+        self.retransmits = retransmits
+        self.joint: Joint | None = None
+        self.seen = [False]
+        self.late = False  # the first request since we joined: an older one, unseen, may own its answer
+        self.suspect = False  # bytes of its connection were lost while it waited
+
+
+NOWHERE: Final = Endpoint("", 0)
+
+
+class Connection:
+    """Pairs are indexed by direction (RX 0, TX 1) or, where it says so, by half; half = direction ^ flip.
+
+    Positions are those of struct ms_chunk, -1 while unknown.
+    """
+
+    __slots__ = (
+        "alarm",  # a look at what is held back is due
+        "asked",  # per half: the parser's skip that was last looked at
+        "base",  # per half: position of the parser's offset 0
+        "carried",  # socket: a TLS session was seen on it
+        "client",
+        "closing",  # (time of MS_CLOSE, what it says)
+        "doubts",  # flags of every exchange from here on
+        "errors",  # ProtocolErrors so far
+        "first",  # position of the first byte seen
+        "flip",
+        "handover",  # request whose answer ended the protocol
+        "heads",  # first bytes of a TLS handshake
+        "held",  # records that wait: for their request, or for more bytes to recognise them by
+        "held_bytes",
+        "id",
+        "joined_late",  # its beginning was not seen, and no request since
+        "last_ns",  # time of the last record
+        "late",  # its beginning was not seen
+        "linked",  # TLS session: the socket that its last record named
+        "local",
+        "looked",  # position up to which bytes were looked at for recognition
+        "netns",
+        "newest",  # stream of the newest request
+        "next",  # position expected
+        "object",  # TLS session: the SSL pointer
+        "open",  # stream -> Pending
+        "parser",
+        "place",  # (client address, client port, namespace) of the joint key
+        "protocol",
+        "random",  # server random of its handshake
+        "refused",  # no protocol claims this direction
+        "remote",
+        "retransmits",  # as of the last record with a message
+        "role",
+        "server",
+        "session",  # socket: the TLS session that it carries
+        "shard",
+        "shut",  # (position, time) at which the direction ended
+        "skip",  # bytes below were left out at our wish
+        "socket",  # TLS session: the socket that carries it
+        "src",
+        "srtt_us",
+        "state",
+        "suspects",  # some Pending is suspect
+        "tgid",
+        "tls",
+        "told",  # the kernel holds a verdict
+        "touched_ns",  # last_ns when eviction last passed by
+        "turns",  # changes of direction while nothing is recognised
+        "unrecognised",  # bytes of the same time
+        "way",  # direction of the last unrecognised record
+    )
+
+    def __init__(self, ident: int, src: int, shard: int, tgid: int) -> None:
+        self.id = ident
+        self.src = src
+        self.shard = shard
+        self.tgid = tgid
+        self.state = DETECTING
+        self.tls = src == abi.TLS
+        self.role: Role | None = None
+        self.flip = 0
+        self.late = True
+        self.joined_late = False
+        self.local = self.remote = self.client = self.server = NOWHERE
+        self.netns = 0
+        self.place: tuple[str, int, int] | None = None
+        self.first = [-1, -1]
+        self.next = [-1, -1]
+        self.base = [0, 0]
+        self.skip = [0, 0]
+        self.asked = [0, 0]
+        self.looked = [-1, -1]
+        self.shut: list[tuple[int, int] | None] = [None, None]
+        self.parser: Parser | None = None
+        self.protocol: Speech | None = None
+        self.open: dict[int, Pending] = {}
+        self.newest = -1
+        self.suspects = False
+        self.doubts: tuple[str, ...] = ()
+        self.held: deque[Record] = deque()
+        self.held_bytes = 0
+        self.alarm = self.told = self.carried = False
+        self.srtt_us = self.retransmits = 0
+        self.errors = 0
+        self.handover: Message | None = None
+        self.closing: tuple[int, Opening | None] | None = None
+        self.last_ns = self.touched_ns = 0
+        self.refused = [False, False]
+        self.turns = self.unrecognised = 0
+        self.way = -1
+        self.heads: list[bytes] | None = None
+        self.random = b""
+        self.object = self.linked = 0
+        self.session: Connection | None = None
+        self.socket: Connection | None = None
+
+    def opened(self, about: Opening, fresh: bool) -> None:
+        """Take what MS_OPEN knows; `fresh`: nothing was said on it yet. Without a start it is older than the agent."""
+        self.late = about.started_ns == 0 or not fresh
+        self.object = about.object
+        if self.src == abi.TLS:
+            return
+        self.netns = about.netns
+        self.local = Endpoint(address(about.family, about.local), about.local_port)
+        self.remote = Endpoint(address(about.family, about.remote), about.remote_port)
+        if about.role != abi.ROLE_UNKNOWN and fresh:
+            self.role = CLIENT if about.role == abi.ROLE_CLIENT else SERVER
+
+    def settle(self, role: Role) -> None:
+        """The role is known: which direction carries requests, which endpoint is the client."""
+        self.role = role
+        self.flip = 1 if role == CLIENT else 0
+        self.name()
+
+    def name(self) -> None:
+        """Name the two ends, for a TLS session by the socket that carries it."""
+        carrier = self.socket if self.src == abi.TLS else self
+        local, remote = (carrier.local, carrier.remote) if carrier else (NOWHERE, NOWHERE)
+        self.client, self.server = (local, remote) if self.role == CLIENT else (remote, local)
+        known = carrier is not None and self.client.port != 0
+        self.place = None
+        if known and carrier is not None:
+            self.place = (self.client.address, self.client.port, carrier.netns if loopback(self.client.address) else 0)
+            self.doubts = tuple(doubt for doubt in self.doubts if doubt != "peer_unknown")
+        elif "peer_unknown" not in self.doubts:
+            self.doubts = (*self.doubts, "peer_unknown")
+
+    def lose(self) -> None:
+        """Bytes were lost: whatever waits for an answer may wait for those."""
+        for pending in self.open.values():
+            pending.suspect = self.suspects = True
+
+
+def read_opening(batch: bytes, at: int) -> Opening:
+    """The part of MS_OPEN or MS_CLOSE after the head."""
+    return Opening._make(abi.CONN.unpack_from(batch, at))
