@@ -84,10 +84,12 @@ def span_name(exchange: Exchange) -> str:
     return clean(f"{exchange.about.name} {route}")
 
 
-def protocol_attributes(protocol: str) -> Attributes:
-    """``http/1.1`` is name and version; a protocol without a version has only a name."""
+def protocol_attributes(protocol: str, family: str) -> Attributes:
+    """``http/1.1`` is name and version; a name that only repeats the family is left out, as the conventions ask."""
     name, _, version = protocol.partition("/")
-    found: Attributes = {"network.protocol.name": name}
+    found: Attributes = {}
+    if name != family:
+        found["network.protocol.name"] = name
     if version:
         found["network.protocol.version"] = version
     return found
@@ -126,7 +128,7 @@ def attributes(exchange: Exchange) -> Attributes:
     about = exchange.about
     family = names(about.family)
     server = exchange.role == SERVER
-    found: Attributes = protocol_attributes(exchange.protocol)
+    found: Attributes = protocol_attributes(exchange.protocol, about.family)
     found["server.address"] = exchange.server.address
     found["server.port"] = exchange.server.port
     peer = exchange.client if server else exchange.server

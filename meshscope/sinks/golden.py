@@ -61,7 +61,7 @@ class Series(NamedTuple):
     def attributes(self) -> Attributes:
         """Metric attributes, without those of the workload itself."""
         if self.overflow:
-            return {"otel.metric.overflow": "true"}
+            return {"otel.metric.overflow": True}
         family = names(self.family)
         found: Attributes = {family.method: self.method}
         if self.scheme:
@@ -75,7 +75,7 @@ class Series(NamedTuple):
             found["http.route" if self.role == SERVER else "url.template"] = self.route
         if self.error_type:
             found["error.type"] = self.error_type
-        found.update(protocol_attributes(self.protocol))
+        found.update(protocol_attributes(self.protocol, self.family))
         if self.address:
             found["server.address"] = self.address
             found["server.port"] = self.port
