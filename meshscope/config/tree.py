@@ -96,7 +96,11 @@ class Otlp:
     traces_endpoint: str = _setting("", URL, "Receiver of spans, used as written.", "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     metrics_endpoint: str = _setting("", URL, "Receiver of metrics, used as written.", "", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
     protocol: str = _setting(
-        "grpc", choice("grpc", "http/protobuf"), "Transport.", "--otlp-protocol", "OTEL_EXPORTER_OTLP_PROTOCOL"
+        "",
+        choice("grpc", "http/protobuf"),
+        "Transport; unset: by the port, 4317 is grpc.",
+        "--otlp-protocol",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
     )
     headers: tuple[tuple[str, str], ...] = _setting(
         (), HEADERS, "Headers sent with every export.", "", "OTEL_EXPORTER_OTLP_HEADERS"
