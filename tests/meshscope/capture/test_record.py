@@ -27,7 +27,8 @@ class Scripted:
         self.closed = 0
 
     def batches(self) -> Iterator[bytes]:
-        for batch, self.wall_offset_ns, self.processes in self.script:
+        for batch, offset, processes in self.script:
+            self.wall_offset_ns, self.processes = offset, processes
             yield batch
 
     def apply(self, verdicts: Sequence[tuple[int, int, int, int]]) -> None:
@@ -176,14 +177,14 @@ def test_other_versions_are_told(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match=f"ABI version {ABI_VERSION + 1}; this meshscope reads version {ABI_VERSION}$"):
         Replay(str(file))
     file.write_bytes(MAGIC + struct.pack("<III", 2, ABI_VERSION, 2) + b"{}")
-    with pytest.raises(CaptureError, match="format 2; this meshscope reads format 1$"):
+    with pytest.raises(CaptureError, match=r"format 2; this meshscope reads format 1$"):
         Replay(str(file))
     file.write_bytes(MAGIC + struct.pack("<III", 1, ABI_VERSION, 2) + b"{}")
-    with pytest.raises(CaptureError, match="damaged in its header$"):
+    with pytest.raises(CaptureError, match=r"damaged in its header$"):
         Replay(str(file))
-    with pytest.raises(CaptureError, match="cannot be read: No such file or directory$"):
+    with pytest.raises(CaptureError, match=r"cannot be read: No such file or directory$"):
         Replay(str(tmp_path / "nothing"))
-    with pytest.raises(CaptureError, match="cannot be read: Is a directory$"):
+    with pytest.raises(CaptureError, match=r"cannot be read: Is a directory$"):
         Replay(str(tmp_path))
 
 
