@@ -114,7 +114,7 @@ def peer_attributes(peer: Workload | None) -> dict[str, str]:
     """The other end's service, where it is known."""
     if peer is None:
         return {}
-    found = {"service.peer.name": clean(peer.name)}
+    found = {"service.peer.name": clean(peer.name) or UNKNOWN_SERVICE.name}
     if peer.namespace:
         found["service.peer.namespace"] = clean(peer.namespace)
     return found

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, log
 from typing import Final, NamedTuple
 
-from meshscope.model import SERVER, Exchange, Role, Workload
+from meshscope.model import CLIENT, SERVER, Exchange, Role, Workload
 from meshscope.sinks.conventions import (
     UNKNOWN_SERVICE,
     Attributes,
@@ -31,6 +31,7 @@ SIZE_BOUNDS: Final = (0, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304
 
 IDLE_NS: Final = 900 * 10**9  # a row that counted nothing for so long goes: three times Prometheus' five minutes
 _LOG_BASE: Final = 1.01 / 0.99  # buckets this wide answer any quantile within 1 %
+_BOUNDS_NS: Final = tuple(round(bound * 1e9) for bound in DURATION_BOUNDS)  # whole numbers: what is on a bound is on it
 _PER_BUCKET: Final = 1 / log(_LOG_BASE)
 _DOUBTS: Final = ("bytes_lost", "head_truncated", "late_join")  # why an outcome may be unknown, most telling first
 
@@ -76,7 +77,7 @@ class Series(NamedTuple):
         if self.error_type:
             found["error.type"] = self.error_type
         found.update(protocol_attributes(self.protocol, self.family))
-        if self.address:
+        if self.role == CLIENT:
             found["server.address"] = self.address
             found["server.port"] = self.port
         found.update(peer_attributes(self.peer))
@@ -175,9 +176,8 @@ class Golden:
             bucket = place = 0
             took = x.end_ns - x.start_ns
             if took > 0:
-                seconds = took * 1e-9
-                row.sum += seconds
-                bucket = bisect_left(DURATION_BOUNDS, seconds)
+                row.sum += took / 1e9
+                bucket = bisect_left(_BOUNDS_NS, took)
                 place = ceil(log(took) * _PER_BUCKET)
             row.buckets[bucket] += 1
             row.log[place] = row.log.get(place, 0) + 1
@@ -272,7 +272,7 @@ class Golden:
 
     def _interned(self, workload: Workload) -> Workload:
         """One object for all that would be exported under the same name."""
-        key = (clean(workload.name), clean(workload.namespace), clean(workload.container))
+        key = (clean(workload.name) or UNKNOWN_SERVICE.name, clean(workload.namespace), clean(workload.container))
         return self._workloads.setdefault(key, workload)
 
 
