@@ -1,0 +1,88 @@
+"""Exactness against the servers' own logs and the clients' own counts, both ends watched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live import compare, nginx
+from tests.live.agent import Agent
+from tests.live.conftest import Driver
+from tests.live.fleet import Fleet, free_port
+from tests.live.plans import SHORT, plan
+from tests.live.wrk import wrk
+
+ROUNDS = 1 if SHORT else 8
+KEEP_ALIVE = 300 if SHORT else 20_000
+pytestmark = pytest.mark.usefixtures("kernel_state")
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+def read(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def start(server: str, fleet: Fleet, file: Path, tls: bool) -> tuple[int, Lines]:
+    """The server by name: its port and a function that reads its log."""
+    if server == "nginx":
+        made = nginx.start(fleet, file)
+        return (made.tls if tls else made.plain), made.lines
+    log = fleet.folder / "server.log"
+    port = free_port()
+    cert = fleet.cert if tls else ()
+    script, first = ("asgi.py", ("asyncio", "h11")) if server == "uvicorn" else ("blocking.py", (server,))
+    if server == "uvloop":
+        script, first = "asgi.py", ("uvloop", "httptools")
+    fleet.python(f"servers/{script}", *first, port, log, file, *cert, name=server, ports=(port,))
+    return port, lambda: read(log)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("server", ["nginx", "threaded", "prefork", "uvicorn"])
+def test_mixed_set(server: str, tls: bool, fleet: Fleet, big_file: Path) -> None:
+    port, lines = start(server, fleet, big_file, tls)
+    driver = Driver(fleet, plan(server, port, tls, ROUNDS))
+    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
+    results = driver.go()
+    exchanges = agent.stop()
+
+    faults = compare.Faults()
+    logged = lines()
+    compare.server_end(faults, exchanges, logged)
+    compare.client_end(faults, exchanges, results, driver.asks)
+    joined = compare.pairs(faults, exchanges)
+    near = compare.durations(faults, exchanges, logged)
+    compare.unharmed(faults, exchanges)
+    faults.expect({e["tls"] for e in exchanges} == {tls}, "an exchange is wrong about TLS")
+    print(f"{server} {'tls' if tls else 'plain'}: {joined} pairs, durations within {near[0]:.2f}/{near[1]:.2f} ms; {agent.summary()}", file=sys.stderr)
+    faults.settle()
+    assert joined == len(driver.asks)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_keep_alive(tls: bool, fleet: Fleet, big_file: Path) -> None:
+    """What wrk asked of nginx over 16 keep-alive connections, every request with an id of its own."""
+    server = nginx.start(fleet, big_file)
+    driver = Driver(fleet, [])  # holds the private libssl that wrk will use
+    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
+    told = wrk(fleet, f"http{'s' if tls else ''}://127.0.0.1:{server.tls if tls else server.plain}", seconds=2 if SHORT else 5)
+    exchanges = agent.stop()
+    fleet.stop(driver.process)
+
+    assert told["non2xx"] == told["socket"] == told["timeouts"] == 0, told
+    faults = compare.Faults()
+    lines = server.lines()
+    faults.expect(len(lines) >= told["requests"] >= KEEP_ALIVE, f"wrk made {told}, nginx logged {len(lines)}")
+    compare.server_end(faults, exchanges, lines)
+    compare.pairs(faults, exchanges)
+    near = compare.durations(faults, exchanges, lines)
+    compare.unharmed(faults, exchanges)
+    answered = sum(1 for e in exchanges if e["role"] == "client" and e["response"])
+    faults.expect(told["requests"] <= answered <= len(lines), f"{answered} answered client exchanges, wrk counted {told['requests']}")
+    print(f"keep-alive: {len(lines)} requests, durations within {near[0]:.2f}/{near[1]:.2f} ms; {agent.summary()}", file=sys.stderr)
+    faults.settle()
