@@ -15,7 +15,8 @@ A protocol is a module with four names:
         contiguous bytes of one half, seen at ``ts``. Bytes that were never handed in are announced first by ``gap``.
     ``gap(half, n, lost, ts, out)``
         ``n`` bytes went by unseen. ``lost`` False: they were deliberately not copied, which inside a counted
-        body is no loss. Inside a head it always is: forget, and hunt for the next start.
+        body is no loss. Inside a head it always is: forget, and hunt for the next start. ``n`` may be 0 before the
+        first byte: the connection was joined late, so what comes first need not begin a message.
     ``close(half, ts, out)``
         no more bytes in this half, ever. Idempotent.
     ``ready(half) -> bool``
@@ -30,12 +31,13 @@ A protocol is a module with four names:
     the only place that knows semantic conventions. Either argument may be None, not both.
 
 Halves are ``REQUESTS`` (client to server) and ``RESPONSES``. Time is an argument, nanoseconds, never read. A parser
-raises ProtocolError and nothing else, after which the caller says ``gap`` and goes on. Memory is bounded whatever
-comes in.
+raises ProtocolError and nothing else; none of that call's bytes count then, so the caller says ``gap`` for all of them
+and goes on. What was appended before stays valid. Memory is bounded whatever comes in.
 
 A message is appended to ``out`` when its head is complete (``final`` False) and once more, the same object, when it
-has ended (``final`` True); if both happen during one call it is appended once. A request that ended without its end
-being seen has ``ending`` CUT (the connection closed) or LOST (bytes are missing, nobody can tell).
+has ended (``final`` True); if both happen during one call it is appended once. A request may end after its response.
+A message that ended without its end being seen has ``ending`` CUT (the connection closed) or LOST (bytes are missing,
+nobody can tell). A request whose answer cannot come any more gets one of these, too, in place.
 """
 
 from __future__ import annotations
