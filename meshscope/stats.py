@@ -6,6 +6,7 @@ Kernel counters arrive under their names of kprobes/meshscope.h in lower case (`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 COUNTERS: Final[dict[str, str]] = {}  # name -> what it counts; extended below by area
@@ -84,6 +85,68 @@ COUNTERS.update(
         "tls_connections_opaque": "Connections that carry TLS and showed no plaintext.",
     },
 )
+
+
+# kernel: what the programs count, prefix kernel_ (kprobes/meshscope.h); copied from the maps once a second and at the end
+COUNTERS.update(
+    {
+        "kernel_bytes_moved": "Bytes moved by selected processes on TCP sockets and in TLS calls.",
+        "kernel_bytes_copied": "Of these, copied into the ring.",
+        "kernel_bytes_skipped": "Of these, not copied because the agent asked so: bodies, connections left alone.",
+        "kernel_bytes_unreadable": "Of these, in no plain buffer: sendfile, io_uring, compat tasks, truncated reads, faults.",
+        "kernel_bytes_cut": "Of these, behind the first 64 KiB of one transfer.",
+        "kernel_bytes_ciphertext": "Of these, ciphertext of TLS connections: counted, seen as plaintext in the TLS call.",
+        "kernel_bytes_lost": "Of these, lost because the ring was full.",
+        "kernel_records_attempted": "Records for which room in the ring was asked.",
+        "kernel_records_reserved": "Of these, those that got it.",
+        "kernel_records_reserve_failed": "Of these, those that found the ring full.",
+        "kernel_read_faults": "Times a buffer could not be read.",
+        "kernel_storage_failed": "Sockets for which no storage could be made: their role and position are unknown.",
+        "kernel_map_full": "TLS sessions, calls or processes that could not be stored.",
+        "kernel_calls_stale": "TLS calls whose return was not seen.",
+        "kernel_peeks": "Reads that left the bytes where they were; not counted as moved.",
+        "kernel_traps": "TLS probe hits, entries and returns.",
+        "kernel_unpositioned_transfers": "Transfers on kTLS or MPTCP sockets: counted, their bytes have no position.",
+        "kernel_rebinds": "TLS sessions whose socket turned out to be another than the one bound.",
+    },
+)
+
+# agent: the loop and its end
+COUNTERS.update(
+    {
+        "batches": "Batches taken from the source.",
+        "equations_unbalanced": "Equations between these counters that did not hold when the agent ended.",
+    },
+)
+
+# Both sides are sums, equal when the agent has ended in order: what went in is accounted for.
+EQUATIONS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
+    (
+        ("kernel_bytes_moved",),
+        (
+            "kernel_bytes_copied",
+            "kernel_bytes_skipped",
+            "kernel_bytes_unreadable",
+            "kernel_bytes_cut",
+            "kernel_bytes_ciphertext",
+            "kernel_bytes_lost",
+        ),
+    ),
+    (("kernel_records_attempted",), ("kernel_records_reserved", "kernel_records_reserve_failed")),
+    (("kernel_records_reserved",), ("records",)),
+    (("messages",), ("messages_paired", "messages_aborted", "messages_orphaned", "messages_unknown")),
+    (("exchanges",), ("golden_exchanges",)),
+    (("spans_offered",), ("spans_exported", "spans_sampled_out", "spans_dropped", "spans_failed")),
+)
+
+
+def imbalances(n: Mapping[str, int]) -> list[str]:
+    """The equations that do not hold, each as one line with its figures."""
+    return [
+        f"{' + '.join(left)} = {sum(n[name] for name in left)} but {' + '.join(right)} = {sum(n[name] for name in right)}"
+        for left, right in EQUATIONS
+        if sum(n[name] for name in left) != sum(n[name] for name in right)
+    ]
 
 
 class Stats:
