@@ -45,7 +45,7 @@ enum ms_chunk_flag {
 	MS_UNPOSITIONED = 8, /* kTLS, MPTCP: pos is not a TCP sequence number of these bytes */
 };
 
-enum ms_process_event { MS_PROCESS_FORK = 1, MS_PROCESS_EXEC = 2, MS_PROCESS_EXIT = 3 };
+enum ms_process_event { MS_PROCESS_FORK = 1, MS_PROCESS_EXEC = 2, MS_PROCESS_EXIT = 3, MS_PROCESS_ENTER = 4 }; /* ENTER: moved into a selected cgroup */
 
 enum ms_verdict_what {
 	MS_EVERYTHING = 0, /* copy, but for what lies below skip[dir] */

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What differs between processors: the registers of a system call, the
+ * numbers of those that move socket data, and what tells a 32-bit task.
+ */
+#ifndef MS_COMPAT_H
+#define MS_COMPAT_H
+
+#include "kernel.h"
+
+/* How a system call names its buffer. */
+enum ms_shape { MS_NO_BUFFER, MS_BUFFER, MS_IOVEC, MS_MSGHDR };
+
+#if defined(__TARGET_ARCH_x86)
+
+struct pt_regs {
+	unsigned long r8;
+	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
+	unsigned long cx;
+	unsigned long ax;
+	unsigned long orig_ax;
+	unsigned long sp;
+} __attribute__((preserve_access_index));
+
+#define MS_SYSCALL(regs) ((long)(regs)->orig_ax)
+#define MS_SYSCALL_ARG2(regs) ((regs)->si)
+#define MS_SYSCALL_ARG3(regs) ((regs)->dx)
+#define MS_SYSCALL_SP(regs) ((regs)->sp)
+
+#define MS_NR_read 0
+#define MS_NR_write 1
+#define MS_NR_readv 19
+#define MS_NR_writev 20
+#define MS_NR_sendto 44
+#define MS_NR_recvfrom 45
+#define MS_NR_sendmsg 46
+#define MS_NR_recvmsg 47
+#define MS_NR_preadv2 327
+#define MS_NR_pwritev2 328
+
+#define TS_COMPAT 0x0002 /* arch/x86/include/asm/thread_info.h: a 32-bit system call is under way */
+
+static __always_inline bool ms_compat_task(struct task_struct *task)
+{
+	return task->thread_info.status & TS_COMPAT;
+}
+
+#elif defined(__TARGET_ARCH_arm64)
+
+struct pt_regs {
+	__u64 regs[31];
+	__u64 sp;
+	__s32 syscallno;
+} __attribute__((preserve_access_index));
+
+#define MS_SYSCALL(regs) ((long)(regs)->syscallno)
+#define MS_SYSCALL_ARG2(regs) ((regs)->regs[1])
+#define MS_SYSCALL_ARG3(regs) ((regs)->regs[2])
+#define MS_SYSCALL_SP(regs) ((regs)->sp)
+
+#define MS_NR_read 63
+#define MS_NR_write 64
+#define MS_NR_readv 65
+#define MS_NR_writev 66
+#define MS_NR_sendto 206
+#define MS_NR_recvfrom 207
+#define MS_NR_sendmsg 211
+#define MS_NR_recvmsg 212
+#define MS_NR_preadv2 286
+#define MS_NR_pwritev2 287
+
+#define TIF_32BIT_BIT 22 /* arch/arm64/include/asm/thread_info.h */
+
+static __always_inline bool ms_compat_task(struct task_struct *task)
+{
+	return task->thread_info.flags & (1ul << TIF_32BIT_BIT);
+}
+
+#else
+#error "build with -D__TARGET_ARCH_x86 or -D__TARGET_ARCH_arm64"
+#endif
+
+static __always_inline enum ms_shape ms_syscall_shape(long nr)
+{
+	switch (nr) {
+	case MS_NR_read:
+	case MS_NR_write:
+	case MS_NR_sendto:
+	case MS_NR_recvfrom:
+		return MS_BUFFER;
+	case MS_NR_readv:
+	case MS_NR_writev:
+	case MS_NR_preadv2:
+	case MS_NR_pwritev2:
+		return MS_IOVEC;
+	case MS_NR_sendmsg:
+	case MS_NR_recvmsg:
+		return MS_MSGHDR;
+	default: /* sendfile, splice, io_uring, sendmmsg, recvmmsg, what comes */
+		return MS_NO_BUFFER;
+	}
+}
+
+/* Keeps the compiler from proving a bound away that the verifier must see. */
+#define ms_opaque(value) asm volatile("" : "+r"(value))
+
+#endif
