@@ -43,7 +43,7 @@ def wants_colour(stream: BinaryIO, environ: Mapping[str, str]) -> bool:
 
 
 class Layout:
-    """Which columns fit. ``columns`` is the terminal's width; 0: not a terminal, nothing is cut off."""
+    """Which columns fit. ``columns`` is the terminal's width, at least 74; 0: not a terminal, nothing is cut off."""
 
     def __init__(self, columns: int, *, colour: bool) -> None:
         self.columns = columns

@@ -86,7 +86,7 @@ def span_name(exchange: Exchange) -> str:
 
 def protocol_attributes(protocol: str, family: str) -> Attributes:
     """``http/1.1`` is name and version; a name that only repeats the family is left out, as the conventions ask."""
-    name, _, version = protocol.partition("/")
+    name, _, version = clean(protocol).partition("/")
     found: Attributes = {}
     if name != family:
         found["network.protocol.name"] = name
@@ -140,7 +140,7 @@ def attributes(exchange: Exchange) -> Attributes:
     if family.schemes:
         found["url.scheme"] = family.schemes[exchange.tls]
     if exchange.route and exchange.route != UNKNOWN_TARGET:
-        found["http.route" if server else "url.template"] = exchange.route
+        found["http.route" if server else "url.template"] = clean(exchange.route)
     for key, value in about.attributes.items():
         found[key] = clean(value) if isinstance(value, str) else value
     if family.schemes and not server:
