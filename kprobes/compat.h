@@ -24,10 +24,19 @@ struct pt_regs {
 	unsigned long sp;
 } __attribute__((preserve_access_index));
 
-#define MS_SYSCALL(regs) ((long)(regs)->orig_ax)
-#define MS_SYSCALL_ARG2(regs) ((regs)->si)
-#define MS_SYSCALL_ARG3(regs) ((regs)->dx)
-#define MS_SYSCALL_SP(regs) ((regs)->sp)
+#define MS_SYSCALL(at) ((long)(at)->orig_ax)
+#define MS_SYSCALL_ARG2(at) ((at)->si)
+#define MS_SYSCALL_ARG3(at) ((at)->dx)
+#define MS_SYSCALL_SP(at) ((at)->sp)
+
+/* A function at its entry, and the same one when a return probe sees it return. */
+#define MS_ARG1(at) ((at)->di)
+#define MS_ARG2(at) ((at)->si)
+#define MS_ARG4(at) ((at)->cx)
+#define MS_ARG5(at) ((at)->r8)
+#define MS_SP(at) ((at)->sp)
+#define MS_RESULT(at) ((at)->ax)
+#define MS_RETURN_SP(at) ((at)->sp - 8) /* the return address has been popped */
 
 #define MS_NR_read 0
 #define MS_NR_write 1
@@ -55,10 +64,18 @@ struct pt_regs {
 	__s32 syscallno;
 } __attribute__((preserve_access_index));
 
-#define MS_SYSCALL(regs) ((long)(regs)->syscallno)
-#define MS_SYSCALL_ARG2(regs) ((regs)->regs[1])
-#define MS_SYSCALL_ARG3(regs) ((regs)->regs[2])
-#define MS_SYSCALL_SP(regs) ((regs)->sp)
+#define MS_SYSCALL(at) ((long)(at)->syscallno)
+#define MS_SYSCALL_ARG2(at) ((at)->regs[1])
+#define MS_SYSCALL_ARG3(at) ((at)->regs[2])
+#define MS_SYSCALL_SP(at) ((at)->sp)
+
+#define MS_ARG1(at) ((at)->regs[0])
+#define MS_ARG2(at) ((at)->regs[1])
+#define MS_ARG4(at) ((at)->regs[3])
+#define MS_ARG5(at) ((at)->regs[4])
+#define MS_SP(at) ((at)->sp)
+#define MS_RESULT(at) ((at)->regs[0])
+#define MS_RETURN_SP(at) ((at)->sp)
 
 #define MS_NR_read 63
 #define MS_NR_write 64

@@ -129,6 +129,8 @@ struct task_struct {
 	char comm[16];
 	struct css_set *cgroups;
 	struct signal_struct *signal;
+	struct task_struct *group_leader;
+	__u64 start_time; /* CLOCK_MONOTONIC */
 };
 
 #pragma clang attribute pop

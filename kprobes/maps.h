@@ -44,7 +44,7 @@ struct ms_call {
 	__u64 sp;   /* address of the return address */
 	__u64 conn; /* cookie of the socket touched inside the call */
 	__u32 write;
-	__u32 pad;
+	__u32 inner; /* another call on the same object and in the same direction is inside: that one tells */
 };
 
 struct ms_calls {
