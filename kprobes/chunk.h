@@ -57,7 +57,7 @@ static __always_inline void ms_lost(const struct ms_chunk *head)
 		struct ms_chunk *at = bpf_ringbuf_reserve(ring, total, 0);                  \
 		if (!at) {                                                                  \
 			ms_lost(head);                                                      \
-			return;                                                             \
+			return -1;                                                          \
 		}                                                                           \
 		*at = *head;                                                                \
 		at->copied = n;                                                             \
@@ -75,16 +75,20 @@ static __always_inline void ms_lost(const struct ms_chunk *head)
 
 /*
  * One data record: head->len bytes, the first `n` of them copied from user
- * address `from` (n <= MS_DATA_MAX, n <= head->len).
+ * address `from` (n <= MS_DATA_MAX, n <= head->len). Global, so that the
+ * verifier looks at it once and not at every call.
  */
-static __always_inline void ms_emit(const struct ms_chunk *head, __u64 from, __u64 n)
+__noinline int ms_emit(const struct ms_chunk *head, __u64 from, __u64 n)
 {
-	void *ring = ms_ring_of(head->shard);
+	void *ring;
 
+	if (!head)
+		return -1;
+	ring = ms_ring_of(head->shard);
 	ms_count(MS_RECORDS_ATTEMPTED, 1);
 	if (!ring) {
 		ms_lost(head);
-		return;
+		return -1;
 	}
 	if (n <= 256 - sizeof(*head))
 		MS_EMIT(256);
@@ -101,6 +105,7 @@ static __always_inline void ms_emit(const struct ms_chunk *head, __u64 from, __u
 		ms_count(MS_BYTES_COPIED, n);
 	if (n < head->len)
 		ms_count(head->flags & MS_CUT ? MS_BYTES_CUT : MS_BYTES_UNREADABLE, head->len - n);
+	return 0;
 }
 
 /* A transfer on its way into records. */
@@ -116,8 +121,9 @@ struct ms_transfer {
 	__u32 fault;
 };
 
-static long ms_transfer_step(__u32 index, struct ms_transfer *t)
+static long ms_transfer_step(__u32 index, struct ms_transfer **of)
 {
+	struct ms_transfer *t = *of;
 	struct iovec iov;
 	__u64 n;
 
@@ -165,11 +171,13 @@ static __always_inline void ms_rest(struct ms_transfer *t, __u8 flag)
 	ms_emit(&t->head, 0, 0);
 }
 
-/* Sends a transfer, in one record where it can be one. */
-static __always_inline void ms_send_transfer(struct ms_transfer *t)
+/* Sends a transfer, in one record where it can be one. Global for the verifier's sake, as ms_emit. */
+__noinline int ms_send_transfer(struct ms_transfer *t)
 {
 	struct iovec iov;
 
+	if (!t)
+		return -1;
 	if (t->iovs == 1 && !bpf_probe_read_user(&iov, sizeof(iov), (const void *)t->iov)) {
 		t->from = (__u64)iov.iov_base;
 		t->segment = t->left + t->drop;
@@ -177,12 +185,12 @@ static __always_inline void ms_send_transfer(struct ms_transfer *t)
 	}
 	if (t->segment && t->left <= MS_DATA_MAX) {
 		t->head.len = t->left;
-		ms_emit(&t->head, t->from + t->drop, t->left);
-		return;
+		return ms_emit(&t->head, t->from + t->drop, t->left);
 	}
-	bpf_loop(MS_SEGMENTS_MAX, ms_transfer_step, t, 0);
+	bpf_loop(MS_SEGMENTS_MAX, ms_transfer_step, &t, 0);
 	if (t->left)
 		ms_rest(t, t->fault ? MS_FAULT : MS_CUT);
+	return 0;
 }
 
 #endif
