@@ -23,14 +23,24 @@ class Agent:
     """
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str | Path], name: str = "agent", env: dict[str, str] | None = None, output: str = "json"
+        self,
+        folder: Path,
+        arguments: Sequence[str | Path],
+        name: str = "agent",
+        env: dict[str, str] | None = None,
+        output: str = "json",
     ) -> None:
         self.stdout = folder / f"{name}.json"
         self.stderr = folder / f"{name}.err"
         command = [sys.executable, "-m", "meshscope", "run", "--output", output, *map(str, arguments)]
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=err, cwd=ROOT, start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+                command,
+                stdout=out,
+                stderr=err,
+                cwd=ROOT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             )
         try:
             wait_until(lambda: self.ready_line() or self.process.poll() is not None, 30, "the agent is ready")
@@ -47,7 +57,13 @@ class Agent:
         return next((line for line in self.said().splitlines() if line.startswith("meshscope: ready")), "")
 
     def stop(self, how: int = signal.SIGINT) -> list[dict[str, Any]]:
-        """End it in order; what it printed."""
+        """End it in order; the exchanges it printed."""
+        self.end(how)
+        self.exchanges = [json.loads(line) for line in self.stdout.read_text(encoding="utf-8").splitlines()]
+        return self.exchanges
+
+    def end(self, how: int = signal.SIGINT) -> None:
+        """End it in order."""
         self.process.send_signal(how)
         try:
             code = self.process.wait(20 * PATIENCE)
@@ -56,8 +72,6 @@ class Agent:
             raise AssertionError(f"the agent did not end:\n{self.said()}") from None
         assert code == 0, f"the agent ended with {code}:\n{self.said()}"
         assert "Traceback" not in self.said(), self.said()
-        self.exchanges = [json.loads(line) for line in self.stdout.read_text(encoding="utf-8").splitlines()]
-        return self.exchanges
 
     def kill(self) -> None:
         self.process.kill()

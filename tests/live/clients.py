@@ -3,8 +3,8 @@
 Says "waiting" on standard output, waits for a line on standard input, carries out the plan and writes one line per request:
 id, status (0: no answer), body (bytes of the answer's body received). A plan is a list of jobs, carried out one after another:
 {"how": "python" | "curl" | "asyncio", "port", "tls", "threads", "asks": [{"id", "method", "path", ...}]}. Of an ask:
-upload (bytes of a body), chunked, expect (100-continue), headers, hangup (leave so many ms after asking), stall (send only so many
-bytes of the body).
+upload (bytes of a body), chunked, expect (100-continue), headers, hangup (leave so many ms after asking), stall (send only so
+many bytes of the body).
 asyncio asks run pipelined, `threads` deep, unless they hang up.
 """
 
@@ -128,7 +128,7 @@ async def read_answer(reader: asyncio.StreamReader, method: str) -> tuple[int, i
         return status, len(await reader.readexactly(int(fields["content-length"])))
     total = 0
     while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-        total += len((await reader.readexactly(size + 2))) - 2
+        total += len(await reader.readexactly(size + 2)) - 2
     while (await reader.readuntil(b"\r\n")).strip():
         pass
     return status, total
@@ -139,7 +139,10 @@ def wire(ask: Ask) -> bytes:
     body = payload(ask)
     if body or ask["method"] in {"POST", "PUT"}:
         headers["content-length"] = str(len(body))
-    return "".join([f"{ask['method']} {ask['path']} HTTP/1.1\r\n", *(f"{k}: {v}\r\n" for k, v in headers.items()), "\r\n"]).encode() + body
+    return (
+        "".join([f"{ask['method']} {ask['path']} HTTP/1.1\r\n", *(f"{k}: {v}\r\n" for k, v in headers.items()), "\r\n"]).encode()
+        + body
+    )
 
 
 async def pipelined(job: dict[str, Any], asks: list[Ask], results: Results) -> None:

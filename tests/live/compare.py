@@ -60,7 +60,9 @@ def server_end(faults: Faults, exchanges: list[Line], lines: list[Line]) -> None
         got = (exchange["request"]["method"], exchange["request"]["target"])
         faults.expect(got == (line["method"], line["target"]), f"server: {got} for {line}")
         if not line["head"]:
-            faults.expect(exchange["response"] is None and exchange["outcome"] == "aborted", f"server: no head in {line}\n{brief(mine)}")
+            faults.expect(
+                exchange["response"] is None and exchange["outcome"] == "aborted", f"server: no head in {line}\n{brief(mine)}"
+            )
             continue
         if exchange["response"] is None:
             faults.append(f"server: no response for {line}\n{brief(mine)}")
@@ -114,7 +116,9 @@ def durations(faults: Faults, exchanges: list[Line], lines: list[Line]) -> tuple
     """Our duration minus the server's for the same exchange: (p50, p99) of its size in ms, each below 2 ms."""
     seen = by_id(exchanges, "server")
     off = sorted(
-        abs(seen[line["id"]][0]["duration_ns"] - line["ns"]) for line in lines if line["complete"] and len(seen.get(line["id"], [])) == 1
+        abs(seen[line["id"]][0]["duration_ns"] - line["ns"])
+        for line in lines
+        if line["complete"] and len(seen.get(line["id"], [])) == 1
     )
     assert off, "nothing to compare"
     p50, p99 = off[len(off) // 2], off[len(off) * 99 // 100]

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.live.facts import TOLD
 from tests.live.fleet import PATIENCE, Fleet, wait_until
+from tests.live.kernel import leaked, loaded
+from tests.live.plans import SHORT
 
 TOOLS = ("bpftool", "curl", "nginx", "openssl", "wrk")
+KERNEL_HAS_NO_PART = {"test_private.py", "test_receivers.py"}  # not run again in the short form
 FILE_BYTES = 5 * 1024 * 1024
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if SHORT and item.path.name in KERNEL_HAS_NO_PART]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.live)
@@ -53,42 +58,16 @@ def big_file(tmp_path: Path) -> Path:
     return path
 
 
-class Driver:
-    """The client process, waiting for `go`; started before the agent so that its libssl is known when the load begins."""
-
-    def __init__(self, fleet: Fleet, plan: list[dict[str, Any]]) -> None:
-        self.fleet = fleet
-        self.results = fleet.folder / "results.json"
-        self.asks = {ask["id"]: ask for job in plan for ask in job["asks"]}
-        path = fleet.folder / "plan.json"
-        path.write_text(json.dumps(plan), encoding="utf-8")
-        self.process = fleet.python("clients.py", path, self.results, name="clients", private=True)
-        self.out = fleet.folder / "clients.out"
-        wait_until(lambda: "waiting" in self.out.read_text(), 20, "the clients wait")
-
-    def go(self, seconds: float = 120) -> list[dict[str, Any]]:
-        """Carry out the plan; what the clients wrote down."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"go\n")
-        self.process.stdin.flush()
-        self.process.wait(seconds * PATIENCE)
-        assert self.process.returncode == 0, self.out.read_text()
-        self.fleet.processes.remove(self.process)
-        return [json.loads(line) for line in self.results.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture
 def kernel_state() -> Iterator[None]:
     """Fails the test if it leaves a program or a link in the kernel."""
     before = loaded()
     yield
-    wait_until(lambda: loaded() <= before, 10, f"our programs and links are gone from the kernel: {loaded() - before}")
+    wait_until(lambda: not leaked(before), 10, "our programs and links are gone from the kernel")
 
 
-def loaded() -> set[tuple[str, int]]:
-    """Programs and links in the kernel whose program is ours (by the pids that hold them there is no telling after a kill)."""
-    out = set()
-    for kind in ("prog", "link"):
-        listed = json.loads(subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, check=True).stdout or b"[]")
-        out |= {(kind, entry["id"]) for entry in listed}
-    return out
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TOLD:
+        terminalreporter.section("live figures")
+        for line in TOLD:
+            terminalreporter.line(line)

@@ -81,7 +81,12 @@ class Fleet:
         self.libssl = private_libssl(folder / "lib")
 
     def start(
-        self, command: Sequence[str | Path], name: str, env: dict[str, str] | None = None, private: bool = False, inside: bool = True
+        self,
+        command: Sequence[str | Path],
+        name: str,
+        env: dict[str, str] | None = None,
+        private: bool = False,
+        inside: bool = True,
     ) -> subprocess.Popen[bytes]:
         """Start a process in the cgroup; what it prints goes to NAME.out. private: with the fleet's own libssl."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
@@ -108,7 +113,9 @@ class Fleet:
         assert process.poll() is None, f"{name} ended:\n{(self.folder / f'{name}.out').read_text()}"
         return process
 
-    def python(self, script: str, *arguments: object, name: str, ports: Sequence[int] = (), **options: object) -> subprocess.Popen[bytes]:
+    def python(
+        self, script: str, *arguments: object, name: str, ports: Sequence[int] = (), **options: object
+    ) -> subprocess.Popen[bytes]:
         """A Python program of this folder."""
         command = [sys.executable, HERE / script, *map(str, arguments)]
         return self.serve(command, name, ports, **options)

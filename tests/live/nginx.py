@@ -52,8 +52,8 @@ class Nginx(NamedTuple):
     def lines(self) -> list[dict[str, Any]]:
         """Log lines in the shape the other servers write: id, method, target, status, body, ns, head, complete.
 
-        408, 444 (nginx closed) and 499 (the client went) without a byte sent have no response head. Of a chunked body the log counts
-        the framing as well, so `body` is None there: the clients' count is the measure.
+        408, 444 (nginx closed) and 499 (the client went) without a byte sent have no response head. Of a chunked body the log
+        counts the framing as well, so `body` is None there: the clients' count is the measure.
         """
         out = []
         for text in self.log.read_text(encoding="utf-8").splitlines():
@@ -81,9 +81,7 @@ def start(fleet: Fleet, file: Path, workers: int = 1, extra: str = "", name: str
     cert, key = fleet.cert
     config = folder / f"{name}.conf"
     config.write_text(
-        CONFIG.format(
-            folder=folder, plain=plain, tls=tls, cert=cert, key=key, workers=workers, extra=extra, file=file.name
-        ),
+        CONFIG.format(folder=folder, plain=plain, tls=tls, cert=cert, key=key, workers=workers, extra=extra, file=file.name),
         encoding="utf-8",
     )
     command = ["nginx", "-p", str(folder), "-e", f"{folder}/nginx.err", "-c", str(config)]

@@ -17,10 +17,16 @@ def ask(kind: str, method: str = "GET", query: str = "", **more: Any) -> Ask:
 
 
 def mixed(server: str, rounds: int) -> list[Ask]:
-    """One of everything, `rounds` times: methods, bodies both ways, statuses without a body, redirects, downloads, slow answers."""
+    """One of everything, `rounds` times: methods, bodies both ways, no body, redirects, downloads, slow answers."""
     out: list[Ask] = []
     for turn in range(rounds):
-        out += [ask("ok"), ask("ok", query=f"?page={turn}&id={90000000 + turn}"), ask("ok", "HEAD"), ask("ok", "OPTIONS"), ask("ok", "DELETE")]
+        out += [
+            ask("ok"),
+            ask("ok", query=f"?page={turn}&id={90000000 + turn}"),
+            ask("ok", "HEAD"),
+            ask("ok", "OPTIONS"),
+            ask("ok", "DELETE"),
+        ]
         out += [ask("echo", "POST", upload=10), ask("echo", "POST", upload=5000), ask("echo", "POST", upload=100_000)]
         out += [ask("echo", "PUT", upload=3000, chunked=True), ask("echo", "POST", upload=2000, expect=True)]
         out += [ask("none"), ask("same"), ask("gone"), ask("fail"), ask("move"), ask("chunked"), ask("chunked", "HEAD")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pytest
 
 from tests.live import compare, nginx
 from tests.live.agent import Agent
-from tests.live.conftest import Driver
+from tests.live.driver import Driver
+from tests.live.facts import tell
 from tests.live.fleet import Fleet, free_port
 from tests.live.plans import SHORT, plan
 from tests.live.wrk import wrk
@@ -59,7 +59,8 @@ def test_mixed_set(server: str, tls: bool, fleet: Fleet, big_file: Path) -> None
     near = compare.durations(faults, exchanges, logged)
     compare.unharmed(faults, exchanges)
     faults.expect({e["tls"] for e in exchanges} == {tls}, "an exchange is wrong about TLS")
-    print(f"{server} {'tls' if tls else 'plain'}: {joined} pairs, durations within {near[0]:.2f}/{near[1]:.2f} ms; {agent.summary()}", file=sys.stderr)
+    kind = f"{server} {'tls' if tls else 'plain'}"
+    tell(f"{kind}: {joined} pairs, durations within {near[0]:.2f} ms (p50), {near[1]:.2f} ms (p99)")
     faults.settle()
     assert joined == len(driver.asks)
 
@@ -83,6 +84,9 @@ def test_keep_alive(tls: bool, fleet: Fleet, big_file: Path) -> None:
     near = compare.durations(faults, exchanges, lines)
     compare.unharmed(faults, exchanges)
     answered = sum(1 for e in exchanges if e["role"] == "client" and e["response"])
-    faults.expect(told["requests"] <= answered <= len(lines), f"{answered} answered client exchanges, wrk counted {told['requests']}")
-    print(f"keep-alive: {len(lines)} requests, durations within {near[0]:.2f}/{near[1]:.2f} ms; {agent.summary()}", file=sys.stderr)
+    faults.expect(
+        told["requests"] <= answered <= len(lines), f"{answered} answered client exchanges, wrk counted {told['requests']}"
+    )
+    kind = "tls" if tls else "plain"
+    tell(f"keep-alive {kind}: {len(lines)} requests, durations within {near[0]:.2f} ms (p50), {near[1]:.2f} ms (p99)")
     faults.settle()

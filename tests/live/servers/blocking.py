@@ -2,8 +2,8 @@
 
 python blocking.py threaded|prefork PORT LOG FILE [CERT KEY]
 
-FILE is what /file/ serves. One JSON line per request goes to LOG, in one write, after the answer: id, method, target, status, body
-(bytes of the answer's body), ns (from the request line to the end of the answer), head (the answer's head was written),
+FILE is what /file/ serves. One JSON line per request goes to LOG, in one write, after the answer: id, method, target, status,
+body (bytes of the answer's body), ns (from the request line to the end of the answer), head (the answer's head was written),
 complete (all of it was).
 """
 
@@ -66,7 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def route(self, kind: str, query: dict[str, list[str]]) -> None:
         match kind:
             case "ok" | "echo":
-                self.answer(200, f"{self.uploaded()} bytes for {self.path}\n".encode())
+                more = {"set_cookie": self.headers["x-plant"]} if "x-plant" in self.headers else {}
+                self.answer(200, f"{self.uploaded()} bytes for {self.path}\n".encode(), **more)
             case "none" | "same":
                 self.answer(204 if kind == "none" else 304)
             case "gone" | "fail":
