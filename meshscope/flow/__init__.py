@@ -81,7 +81,7 @@ class Flow:
         """Take a batch of whole records; returns the exchanges that ended with it."""
         self._stitcher.wall_offset_ns = self.wall_offset_ns
         unpack, get, due = _FRAME.unpack_from, self.connections.get, self._waiting.due.get
-        waiting, say, skip = self._waiting, self._reader.say, self._reader.skip
+        waiting, feed, skip = self._waiting, self._reader.feed, self._reader.skip
         at, last = 0, len(batch) - _FRAME.size
         records = 0
         while at <= last:
@@ -113,7 +113,7 @@ class Flow:
             ):
                 c.srtt_us, c.retransmits = srtt, resent
                 c.next[way] = pos + n
-                say(c, parser.feed, half, (batch[body : body + copied], ts), tgid, tid)
+                feed(c, parser, half, batch[body : body + copied], ts, tgid, tid)
                 if parser.skip[half] != c.asked[half] and c.parser is not None:
                     skip(c, half)
             else:
@@ -152,7 +152,7 @@ class Flow:
 
     def active(self) -> dict[tuple[Role, int], int]:
         """Requests under way by (role, tgid): head seen, not ended."""
-        return dict(self._stitcher.active)
+        return {(role, tgid): n for role, gauges in self._stitcher.active.items() for tgid, n in gauges.items()}
 
     def _take(self) -> list[Exchange]:
         exchanges, self._stitcher.exchanges = self._stitcher.exchanges, []
@@ -227,7 +227,7 @@ class Flow:
         elif c.local.address:
             self._stitcher.local(c.local.address)
         if not fresh:
-            c.name()
+            c.name_ends()
 
     def _link(self, session: Connection, conn: int) -> None:
         # The kernel saw a socket move bytes inside a call of this session.
@@ -258,7 +258,7 @@ class Flow:
         elif socket.role is None:
             socket.role = session.role
         if session.state == SPEAKING:
-            session.name()
+            session.name_ends()
         for way in (abi.RX, abi.TX):
             if (end := socket.shut[way]) is not None:
                 self._waiting.add(socket.shard, end[1], self._session_shut, (session, way, end[1]))

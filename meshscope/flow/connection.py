@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from meshscope.capture import abi
-from meshscope.model import CLIENT, SERVER, Endpoint, Role
+from meshscope.model import CLIENT, SERVER, Endpoint, Exchange, Role
 from parsers.base import Description, Handover, Message, Verdict
 
 DETECTING: Final = 0  # no parser yet
@@ -16,7 +17,6 @@ HANDSHAKE: Final = 2  # a socket that carries TLS: looking for the ServerHello
 IGNORED: Final = 3  # left alone; only its end matters
 
 Out = list[Message | Handover]
-Joint = tuple[str | bytes, int, int, int]
 
 
 class Record(NamedTuple):
@@ -90,24 +90,11 @@ def loopback(text: str) -> bool:
     return text.startswith("127.") or text == "::1"
 
 
-class Pending:
-    """A request that waits for its answer. `seen[0]`: the other end of it was seen, too; that end shares the list."""
-
-    __slots__ = ("joint", "late", "request", "response", "retransmits", "seen", "suspect", "tgid", "tid")
-
-    def __init__(self, request: Message, tgid: int, tid: int, retransmits: int) -> None:
-        self.request = request
-        self.response: Message | None = None
-        self.tgid = tgid
-        self.tid = tid
-        self.retransmits = retransmits
-        self.joint: Joint | None = None
-        self.seen = [False]
-        self.late = False  # the first request since we joined: an older one, unseen, may own its answer
-        self.suspect = False  # bytes of its connection were lost while it waited
-
-
 NOWHERE: Final = Endpoint("", 0)
+
+
+def _undescribed(_request: Message | None, _response: Message | None) -> Description:
+    return Description("", "", "unknown", "", {})
 
 
 class Connection:
@@ -123,6 +110,7 @@ class Connection:
         "carried",  # socket: a TLS session was seen on it
         "client",
         "closing",  # (time of MS_CLOSE, what it says)
+        "describe",  # of its protocol
         "doubts",  # flags of every exchange from here on
         "errors",  # ProtocolErrors so far
         "first",  # position of the first byte seen
@@ -138,14 +126,14 @@ class Connection:
         "linked",  # TLS session: the socket that its last record named
         "local",
         "looked",  # position up to which bytes were looked at for recognition
+        "near",  # the client's address is a loopback one
         "netns",
         "newest",  # stream of the newest request
         "next",  # position expected
         "object",  # TLS session: the SSL pointer
-        "open",  # stream -> Pending
+        "open",  # stream -> exchange that has not ended
         "parser",
         "place",  # (client address, client port, namespace) of the joint key
-        "protocol",
         "random",  # server random of its handshake
         "refused",  # no protocol claims this direction
         "remote",
@@ -155,12 +143,14 @@ class Connection:
         "session",  # socket: the TLS session that it carries
         "shard",
         "shut",  # (position, time) at which the direction ended
+        "side",  # the role, once a parser is there
         "skip",  # bytes below were left out at our wish
         "socket",  # TLS session: the socket that carries it
+        "speech",  # NAME of its protocol
         "src",
         "srtt_us",
         "state",
-        "suspects",  # some Pending is suspect
+        "suspects",  # bytes were lost while some of `open` waited: those are flagged
         "tgid",
         "tls",
         "told",  # the kernel holds a verdict
@@ -192,8 +182,11 @@ class Connection:
         self.looked = [-1, -1]
         self.shut: list[tuple[int, int] | None] = [None, None]
         self.parser: Parser | None = None
-        self.protocol: Speech | None = None
-        self.open: dict[int, Pending] = {}
+        self.speech = ""
+        self.describe: Callable[[Message | None, Message | None], Description] = _undescribed
+        self.side: Role = CLIENT
+        self.near = False
+        self.open: dict[int, Exchange] = {}
         self.newest = -1
         self.suspects = False
         self.doubts: tuple[str, ...] = ()
@@ -226,29 +219,35 @@ class Connection:
         if about.role != abi.ROLE_UNKNOWN and fresh:
             self.role = CLIENT if about.role == abi.ROLE_CLIENT else SERVER
 
-    def settle(self, role: Role) -> None:
-        """The role is known: which direction carries requests, which endpoint is the client."""
-        self.role = role
-        self.flip = 1 if role == CLIENT else 0
-        self.name()
+    def speak(self, protocol: Speech, role: Role, keep: frozenset[str]) -> None:
+        """Protocol and role are known: which direction carries requests, which endpoint is the client."""
+        self.state = SPEAKING
+        self.parser = protocol.Parser(keep)
+        self.speech = protocol.NAME
+        self.describe = protocol.describe
+        self.role = self.side = role
+        self.flip = flip = 1 if role == CLIENT else 0
+        self.base = [self.next[flip], self.next[1 - flip]]  # what went by unrecognised lies before
 
-    def name(self) -> None:
-        """Name the two ends, for a TLS session by the socket that carries it."""
+    def name_ends(self) -> None:
+        """Name client and server, for a TLS session by the socket that carries it."""
         carrier = self.socket if self.src == abi.TLS else self
-        local, remote = (carrier.local, carrier.remote) if carrier else (NOWHERE, NOWHERE)
-        self.client, self.server = (local, remote) if self.role == CLIENT else (remote, local)
-        known = carrier is not None and self.client.port != 0
+        local, remote = (carrier.local, carrier.remote) if carrier is not None else (NOWHERE, NOWHERE)
+        self.client, self.server = (local, remote) if self.side == CLIENT else (remote, local)
+        self.near = loopback(self.client.address)
         self.place = None
-        if known and carrier is not None:
-            self.place = (self.client.address, self.client.port, carrier.netns if loopback(self.client.address) else 0)
+        if carrier is not None and self.client.port:
+            self.place = (self.client.address, self.client.port, carrier.netns if self.near else 0)
             self.doubts = tuple(doubt for doubt in self.doubts if doubt != "peer_unknown")
         elif "peer_unknown" not in self.doubts:
             self.doubts = (*self.doubts, "peer_unknown")
 
     def lose(self) -> None:
         """Bytes were lost: whatever waits for an answer may wait for those."""
-        for pending in self.open.values():
-            pending.suspect = self.suspects = True
+        for exchange in self.open.values():
+            self.suspects = True
+            if "bytes_lost" not in exchange.flags:
+                exchange.flags = (*exchange.flags, "bytes_lost")
 
 
 def read_opening(batch: bytes, at: int) -> Opening:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from meshscope.capture import abi
-from meshscope.flow.connection import DETECTING, HANDSHAKE, SPEAKING, Connection, Record, Speech
+from meshscope.flow.connection import DETECTING, HANDSHAKE, Connection, Record, Speech
 from meshscope.flow.limits import Limits
 from meshscope.flow.reading import Reader
 from meshscope.flow.tls import CLIENT_HELLO, MORE, SERVER_HELLO, Handshakes, begins_tls, hello
@@ -98,16 +98,11 @@ class Detector:
         role: Role = CLIENT if (verdict == Verdict.REQUEST) == (way == abi.TX) else SERVER
         if c.role is not None and c.role != role:
             return False  # the handshake knows better than the bytes
-        c.parser = protocol.Parser(self._keep)
-        c.protocol = protocol
-        c.state = SPEAKING
-        flip = role == CLIENT
-        c.base = [c.next[flip], c.next[1 - flip]]  # per half, of next per direction
+        c.speak(protocol, role, self._keep)
         c.joined_late = c.late or any(c.refused)
-        c.role = role
         if c.src == abi.TLS and c.socket is None:
             self._bind(c)
-        c.settle(role)
+        c.name_ends()
         self._n["connections_recognised"] += 1
         return True
 

@@ -1,16 +1,15 @@
 """From records to the parser: positions, holes, overlaps, bytes not copied, answers that overtook their request.
 
-The parser is called in one place, `Reader.say`; nothing it does wrong goes further than its connection.
+Nothing a parser does wrong goes further than its connection: see `Reader._failed`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from meshscope.capture import abi
-from meshscope.flow.connection import IGNORED, SPEAKING, Connection, Opening, Out, Record
+from meshscope.flow.connection import IGNORED, SPEAKING, Connection, Opening, Out, Parser, Record
 from meshscope.flow.limits import Limits
 from meshscope.flow.stitch import ABORTED, Stitcher
 from meshscope.flow.waiting import Waiting
@@ -35,30 +34,35 @@ class Reader:
         self._held_bytes = 0
         self._n = stats.n
 
-    def say(self, c: Connection, call: Callable[..., None], half: int, what: tuple[Any, ...], tgid: int, tid: int) -> None:
-        """Call the parser and stitch what it says."""
+    def feed(self, c: Connection, parser: Parser, half: int, data: bytes, ts: int, tgid: int, tid: int) -> None:
+        """Contiguous bytes for the parser, moved by `tid` of `tgid`; stitch what it says."""
         out = self._out
         try:
-            try:
-                call(half, *what, out)
-            except ProtocolError:
-                self._broken(c, half, len(what[0]) if isinstance(what[0], bytes) else 0, what[-1])
+            parser.feed(half, data, ts, out)
             if out:
                 self._stitcher.take(c, out, tgid, tid)
-        except Exception:  # noqa: BLE001 whatever it is
-            # A bug of the parser or of its description. The text may hold payload: the type and the place have to do.
-            self._bug(c)
-        if out:
-            out.clear()
-            if c.handover is not None and c.parser is not None:
-                self._n["handovers"] += 1
-                self.leave(c, "upgraded")
+                out.clear()
+        except Exception as error:  # noqa: BLE001 whatever it is
+            self._failed(c, error, half, len(data), ts)
+        if c.handover is not None:
+            self._hand_over(c)
+
+    def tell(self, c: Connection, call: Callable[..., None], half: int, *what: int) -> None:
+        """The same for `gap` and `close`, which no thread has caused."""
+        out = self._out
+        try:
+            call(half, *what, out)
+            if out:
+                self._stitcher.take(c, out, c.tgid, 0)
+                out.clear()
+        except Exception as error:  # noqa: BLE001 whatever it is
+            self._failed(c, error, half, 0, what[-1])
 
     def late(self, c: Connection, ts: int) -> None:
         """Tell a new parser that bytes went before: the next ones need not begin a message."""
         if c.parser is not None:
             for half in (REQUESTS, RESPONSES):
-                self.say(c, c.parser.gap, half, (0, True, ts), c.tgid, 0)
+                self.tell(c, c.parser.gap, half, 0, True, ts)
 
     def data(self, c: Connection, r: Record, patient: bool = True) -> None:
         """A DATA record of a connection with a parser. `patient`: an answer may be held back until its request comes."""
@@ -90,18 +94,18 @@ class Reader:
 
     def shut(self, c: Connection, way: int, pos: int, ts: int, patient: bool = True) -> None:
         """Direction `way` ended at `pos`. Records of another thread may still be on their way."""
-        if c.state != SPEAKING:
-            return
-        # The FIN takes a sequence number of its own.
-        if patient and (c.held or (c.next[way] >= 0 and pos > c.next[way] + 1)):
+        if c.state != SPEAKING or c.next[way] < 0:
+            return  # without a byte of it only MS_CLOSE can tell whether any was lost
+        missing = pos > c.next[way] + 1  # the FIN takes a sequence number of its own
+        if patient and (c.held or missing):
             self._waiting.add(c.shard, ts, self._shut_later, (c, way, pos, ts))
             return
         half = way ^ c.flip
-        if pos > c.next[way] + 1 and c.next[way] >= 0:
+        if missing:
             self._hole(c, half, pos, ts)
         self._close(c, half, ts)
         if half == RESPONSES:
-            self.settle(c, ts, ABORTED, answered_only=True)
+            self.settle(c, ts, ABORTED, sent_only=True)
 
     def end(self, c: Connection, ts: int, about: Opening | None) -> None:
         """The connection is gone; `about` says how many bytes it moved, so bytes lost at its end are known to be."""
@@ -122,12 +126,12 @@ class Reader:
         while c.held:
             self._bytes(c, RESPONSES, self._next_held(c))
 
-    def settle(self, c: Connection, end_ns: int, reason: str, answered_only: bool = False) -> None:
+    def settle(self, c: Connection, end_ns: int, reason: str, sent_only: bool = False) -> None:
         """Stitcher.settle, whose descriptions are the parser's code, too."""
         try:
-            self._stitcher.settle(c, end_ns, reason, answered_only)
-        except Exception:  # noqa: BLE001 as in say
-            self._bug(c)
+            self._stitcher.settle(c, end_ns, reason, sent_only)
+        except Exception as error:  # noqa: BLE001 whatever it is
+            self._failed(c, error, 0, 0, end_ns)
 
     def leave(self, c: Connection, reason: str = "parser_error") -> None:
         """Leave the connection alone from here on; `reason` is why its open requests, if any, stay unknown."""
@@ -147,7 +151,7 @@ class Reader:
 
     def _close(self, c: Connection, half: int, ts: int) -> None:
         if c.parser is not None:
-            self.say(c, c.parser.close, half, (ts,), c.tgid, 0)
+            self.tell(c, c.parser.close, half, ts)
 
     def _shut_later(self, what: tuple[Connection, int, int, int], _due: int) -> None:
         c, way, pos, ts = what
@@ -210,11 +214,11 @@ class Reader:
     def _contiguous(self, c: Connection, half: int, n: int, data: bytes, r: Record) -> None:
         # `n` bytes where they are expected, of which `data` was copied.
         if data and c.parser is not None:
-            self.say(c, c.parser.feed, half, (data, r.ts), r.tgid, r.tid)
+            self.feed(c, c.parser, half, data, r.ts, r.tgid, r.tid)
         missing = n - len(data)
         if missing and c.parser is not None:
             self._n["bytes_not_copied"] += missing
-            self.say(c, c.parser.gap, half, (missing, False, r.ts), r.tgid, r.tid)
+            self.tell(c, c.parser.gap, half, missing, False, r.ts)
         c.next[r.way] += n
         if c.parser is not None and c.parser.skip[half] != c.asked[half]:
             self.skip(c, half)
@@ -226,35 +230,47 @@ class Reader:
         wanted = min(max(c.skip[way] - at, 0), to - at)
         c.next[way] = to
         if wanted and c.parser is not None:
-            self.say(c, c.parser.gap, half, (wanted, False, ts), c.tgid, 0)
+            self.tell(c, c.parser.gap, half, wanted, False, ts)
         lost = to - at - wanted
         if lost and c.parser is not None:
             self._n["holes"] += 1
             self._n["bytes_lost"] += lost
             c.lose()
-            self.say(c, c.parser.gap, half, (lost, True, ts), c.tgid, 0)
+            self.tell(c, c.parser.gap, half, lost, True, ts)
 
     def _unpositioned(self, c: Connection) -> None:
         c.place = None
         if "unpositioned" not in c.doubts:
             c.doubts = (*c.doubts, "unpositioned")
 
-    def _broken(self, c: Connection, half: int, n: int, ts: int) -> None:
-        # The refused bytes count as unseen.
-        name = c.protocol.NAME if c.protocol is not None else ""
-        self.protocol_errors[name] = self.protocol_errors.get(name, 0) + 1
+    def _failed(self, c: Connection, error: Exception, half: int, n: int, ts: int) -> None:
+        # The one place that knows what an error means. ProtocolError: the `n` bytes are refused and count as unseen.
+        # Anything else is a bug of the parser or of its description; its text may hold payload, so it is not logged.
+        out = self._out
+        if not isinstance(error, ProtocolError):
+            out.clear()
+            self._n["parser_bugs"] += 1
+            log.error("the %s parser failed on connection %d, which is left alone from here on", c.speech, c.id)
+            self._stitcher.abandon(c)
+            self.leave(c)
+            return
+        self.protocol_errors[c.speech] = self.protocol_errors.get(c.speech, 0) + 1
         self._n["protocol_errors"] += 1
         c.errors += 1
-        if c.parser is None:
-            return
-        c.parser.gap(half, n, True, ts, self._out)
-        if c.errors >= self._limits.protocol_errors:
+        try:
+            if c.parser is not None:
+                c.parser.gap(half, n, True, ts, out)
+            if out:
+                self._stitcher.take(c, out, c.tgid, 0)
+                out.clear()
+        except Exception:  # noqa: BLE001 no protocol error is allowed here
+            self._failed(c, RuntimeError(), half, 0, ts)
+        if c.errors >= self._limits.protocol_errors and c.parser is not None:
             self._n["connections_given_up"] += 1
             self.leave(c)
 
-    def _bug(self, c: Connection) -> None:
-        name = c.protocol.NAME if c.protocol is not None else ""
-        self._n["parser_bugs"] += 1
-        log.error("the %s parser failed on connection %d, which is left alone from here on", name, c.id)
-        self._stitcher.abandon(c)
-        self.leave(c)
+    def _hand_over(self, c: Connection) -> None:
+        # The connection speaks something else from here on. No parser takes over from another one yet.
+        if c.parser is not None:
+            self._n["handovers"] += 1
+            self.leave(c, "upgraded")

@@ -59,8 +59,13 @@ class Waiting:
             self._first(min(self.due, key=lambda shard: (self.due[shard], shard)))
 
     def _until(self, shard: int, now: int) -> None:
-        while self.due.get(shard, NEVER) <= now:
-            self._first(shard)
+        queue = self._queues.get(shard)
+        if queue is None or queue[0][0] > now:
+            return
+        while queue and queue[0][0] <= now:
+            due, action, subject = queue.popleft()
+            action(subject, due)
+        self._refresh(shard)
 
     def _first(self, shard: int) -> None:
         due, action, subject = self._queues[shard].popleft()
