@@ -49,6 +49,8 @@ class Transport(Protocol):
 
     def abort(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class HttpTransport:
     """HTTP/1.1 POST of protobuf over a connection that is kept open. Raises OSError if a certificate file is unusable."""
@@ -87,6 +89,9 @@ class HttpTransport:
             except OSError:  # it is not connected any more
                 return
 
+    def close(self) -> None:
+        self._connection.close()
+
     def _new(self) -> http.client.HTTPConnection:
         s = self._settings
         if not s.secure:
@@ -109,7 +114,7 @@ class HttpTransport:
             answer += part
             if time.monotonic() > deadline:
                 raise TimeoutError("timed out")
-        if not response.isclosed():  # more than anybody wants to read
+        if not response.isclosed():  # cut off, or more than anybody wants to read; the status is what counts
             connection.close()
         if response.status in range(200, 300):
             return answer
@@ -122,7 +127,7 @@ class HttpTransport:
 
 
 class Exporter:
-    """Delivers one signal's requests. retry_s: how long one request is tried; close it with ``abort``."""
+    """Delivers one signal's requests. retry_s: how long one request is tried."""
 
     def __init__(self, settings: OtlpSettings, stats: Stats, transport: Transport | None = None, retry_s: float = 30.0) -> None:
         self._settings = settings
@@ -158,6 +163,10 @@ class Exporter:
         """Give up what is under way; ``send`` returns soon, from now on at once."""
         self._stop.set()
         self._transport.abort()
+
+    def close(self) -> None:
+        """Let go of the connection; nothing may be under way but what was aborted."""
+        self._transport.close()
 
     def _note_failure(self, reason: str) -> None:
         if not self._failing:

@@ -63,6 +63,9 @@ class GrpcTransport:
     def abort(self) -> None:
         self._channel.close()
 
+    def close(self) -> None:
+        self._channel.close()
+
 
 def _failure(error: grpc.RpcError) -> SendError:
     code = error.code()

@@ -56,6 +56,7 @@ class OtlpMetrics:
     def close(self) -> None:
         """Deliver the export that the last flush began, for at most three seconds."""
         self._worker.close(_CLOSE_S)
+        self._exporter.close()
 
     def _export(self, asked: list[None]) -> int:
         for request, points in requests(self._golden, self._resources, self._stats.snapshot(), self._start_ns, self._now_ns):

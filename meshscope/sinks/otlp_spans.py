@@ -63,6 +63,7 @@ class OtlpSpans:
     def close(self) -> None:
         """Deliver what waits, for at most three seconds; count what is left."""
         self._worker.close(_CLOSE_S)
+        self._exporter.close()
 
     def _export(self, exchanges: list[Exchange]) -> int:
         return self._exporter.send(request(exchanges, self._resources), len(exchanges))
