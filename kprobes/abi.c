@@ -9,6 +9,7 @@ struct ms_conn conn;
 struct ms_process process;
 struct ms_watched watched;
 struct ms_verdict verdict;
+struct ms_config config;
 enum ms_abi abi;
 enum ms_limit limit;
 enum ms_kind kind;

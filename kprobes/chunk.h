@@ -14,7 +14,7 @@
 
 static __always_inline void *ms_ring_of(__u32 shard)
 {
-	__u32 index = ring_count > 1 ? shard % ring_count : 0;
+	__u32 index = config.ring_count > 1 ? shard % config.ring_count : 0;
 
 	return bpf_map_lookup_elem(&rings, &index);
 }
@@ -22,7 +22,7 @@ static __always_inline void *ms_ring_of(__u32 shard)
 /* User space looks every few milliseconds; it is woken only when a quarter of the ring waits. */
 static __always_inline __u64 ms_wake(void *ring)
 {
-	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > ring_bytes / 4 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > config.ring_bytes / 4 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
 static __always_inline void ms_lost(const struct ms_chunk *head)

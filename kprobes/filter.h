@@ -11,7 +11,7 @@ static __always_inline void ms_watch(__u32 tgid, __u32 shard)
 {
 	struct ms_watched fresh = { .shard = shard };
 
-	if (tgid == agent_tgid)
+	if (tgid == config.agent_tgid)
 		return;
 	if (bpf_map_update_elem(&procs, &tgid, &fresh, BPF_NOEXIST) && !bpf_map_lookup_elem(&procs, &tgid))
 		ms_count(MS_MAP_FULL, 1);
@@ -21,7 +21,7 @@ static __always_inline struct ms_watched *ms_watched(__u32 tgid)
 {
 	struct ms_watched *found = bpf_map_lookup_elem(&procs, &tgid);
 
-	if (found || !watch_all || tgid == agent_tgid || !tgid)
+	if (found || !config.watch_all || tgid == config.agent_tgid || !tgid)
 		return found;
 	ms_watch(tgid, tgid);
 	return bpf_map_lookup_elem(&procs, &tgid);

@@ -9,17 +9,7 @@
 #include "compat.h"
 #include "meshscope.h"
 
-/* Read by the loader before anything else. */
-const volatile __u32 magic SEC(".rodata.ms") = MS_MAGIC;
-const volatile __u32 abi_version SEC(".rodata.ms") = MS_ABI_VERSION;
-
-/* Set by the loader before load; the verifier removes what they rule out. */
-const volatile __u32 agent_tgid = 0;
-const volatile __u32 ring_bytes = 0; /* of each ring */
-const volatile __u32 ring_count = 1;
-const volatile __u32 watch_all = 0;   /* every process but the agent is selected */
-const volatile __u32 follow_exec = 0; /* tell every exec on the node */
-const volatile __u32 tls_probes = 0;  /* TLS calls are probed: look for the one around a socket event */
+const volatile struct ms_config config SEC(".rodata.ms") = { .magic = MS_MAGIC, .abi_version = MS_ABI_VERSION };
 
 /* What the kernel remembers of a socket; dies with it. */
 struct ms_sock {
@@ -43,6 +33,7 @@ struct ms_call {
 	__u64 done; /* where the callee stores the length, 0: it returns it */
 	__u64 sp;   /* address of the return address */
 	__u64 conn; /* cookie of the socket touched inside the call */
+	__u64 at_ns;
 	__u32 write;
 	__u32 inner; /* another call on the same object and in the same direction is inside: that one tells */
 };

@@ -15,7 +15,7 @@
 #include <linux/types.h>
 #endif
 
-#define MS_MAGIC 0x4d534350u /* "MSCP", read from the rodata of every object */
+#define MS_MAGIC 0x4d534350u /* "MSCP", first word of struct ms_config in every object */
 #define MS_ABI_VERSION 1
 
 enum ms_limit {
@@ -135,6 +135,18 @@ struct ms_process {
 	__u32 event;
 	__u8 comm[16];
 	__u64 cgroup;	      /* cgroup v2 id */
+};
+
+/* Set by the loader before load; the verifier removes what it rules out. One in every object, read-only afterwards. */
+struct ms_config {
+	__u32 magic;
+	__u32 abi_version;
+	__u32 agent_tgid;  /* never watched */
+	__u32 ring_bytes;  /* of each ring */
+	__u32 ring_count;
+	__u32 watch_all;   /* every process but the agent is selected */
+	__u32 follow_exec; /* tell every exec on the node */
+	__u32 tls_probes;  /* TLS calls are probed: look for the one around a socket event */
 };
 
 /* Map values shared with user space. */

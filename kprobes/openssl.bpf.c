@@ -13,6 +13,7 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define MS_SESSION_BIT (1ull << 63) /* tells TLS session ids from socket cookies */
+#define MS_SAME_TRAP_NS 1000000	    /* no thread leaves a call and makes the same one again in this time without a return */
 
 /* Counts the trap. Null: the process is not selected, which a file-wide attachment cannot exclude. */
 static __always_inline struct ms_watched *ms_trapped(__u32 tgid)
@@ -95,6 +96,19 @@ static __always_inline struct ms_calls *ms_calls_of(__u64 pid_tgid)
 }
 
 /*
+ * The call is noted already: two attachments, of the file and of the process,
+ * overlap while one takes over from the other. Its return tells once, too,
+ * because the first to see it takes it.
+ */
+static __always_inline bool ms_noted(const struct ms_calls *all, __u64 sp, __u64 ssl, __u64 now)
+{
+	__u32 top = all->depth - 1;
+
+	return top < MS_CALL_DEPTH && all->call[top].sp == sp && all->call[top].ssl == ssl &&
+	       now - all->call[top].at_ns < MS_SAME_TRAP_NS;
+}
+
+/*
  * int SSL_read(SSL *ssl, void *buf, int num);
  * int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes);
  * int SSL_write_ex2(SSL *s, const void *buf, size_t num, uint64_t flags, size_t *written);
@@ -104,7 +118,7 @@ SEC("uprobe")
 int ssl_enter(struct pt_regs *ctx)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid(), sp = MS_SP(ctx), ssl = MS_ARG1(ctx), cookie;
-	__u64 fourth = MS_ARG4(ctx), fifth = MS_ARG5(ctx);
+	__u64 fourth = MS_ARG4(ctx), fifth = MS_ARG5(ctx), now;
 	struct ms_watched *watched;
 	struct ms_calls *all;
 	struct ms_call *call;
@@ -117,6 +131,9 @@ int ssl_enter(struct pt_regs *ctx)
 		return 0;
 	all = ms_calls_of(pid_tgid);
 	if (!all)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (ms_noted(all, sp, ssl, now))
 		return 0;
 	cookie = bpf_get_attach_cookie(ctx);
 	ms_drop_stale(all, pid_tgid >> 32, watched->shard, sp);
@@ -138,6 +155,7 @@ int ssl_enter(struct pt_regs *ctx)
 	call->done = cookie & MS_SSL_DONE_4TH ? fourth : cookie & MS_SSL_DONE_5TH ? fifth : 0;
 	call->sp = sp;
 	call->conn = 0;
+	call->at_ns = now;
 	call->write = cookie & MS_SSL_WRITE;
 	call->inner = 0;
 	all->depth = depth + 1;
@@ -184,7 +202,8 @@ static __always_inline struct ms_session *ms_session_of(__u32 tgid, __u32 shard,
 }
 
 /* Sends `len` bytes of a call, but for those that user space does not want. */
-static __always_inline void ms_tell(struct ms_session *session, const struct ms_call *call, __u64 pid_tgid, __u32 shard, __u32 len)
+static __always_inline void ms_tell(struct ms_session *session, const struct ms_call *call, __u64 pid_tgid, __u32 shard,
+				    __u32 len)
 {
 	__u32 dir = call->write ? MS_TX : MS_RX;
 	__u64 pos = __sync_fetch_and_add(&session->pos[dir], len);

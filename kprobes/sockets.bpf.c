@@ -16,7 +16,7 @@ static __always_inline struct ms_call *enclosing_call(__u64 pid_tgid, __u64 sp)
 	struct ms_calls *calls_of_thread;
 	__u32 top;
 
-	if (!tls_probes)
+	if (!config.tls_probes)
 		return 0;
 	calls_of_thread = bpf_map_lookup_elem(&calls, &pid_tgid);
 	if (!calls_of_thread || !calls_of_thread->depth)
@@ -291,7 +291,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 {
 	struct ms_watched *watched = ms_watched(task->tgid);
 
-	if (watched || follow_exec)
+	if (watched || config.follow_exec)
 		tell(task, 0, MS_PROCESS_EXEC, watched ? watched->shard : 0);
 	return 0;
 }

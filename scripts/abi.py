@@ -13,7 +13,14 @@ import sys
 from typing import Any
 
 LETTERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
-STRUCTS = {"ms_chunk": "CHUNK", "ms_conn": "CONN", "ms_process": "PROCESS_PART", "ms_watched": "WATCHED", "ms_verdict": "VERDICT"}
+STRUCTS = {
+    "ms_chunk": "CHUNK",
+    "ms_conn": "CONN",
+    "ms_process": "PROCESS_PART",
+    "ms_config": "CONFIG",
+    "ms_watched": "WATCHED",
+    "ms_verdict": "VERDICT",
+}
 PLAIN = {"ms_abi", "ms_limit", "ms_kind", "ms_dir", "ms_src", "ms_role", "ms_chunk_flag", "ms_process_event", "ms_verdict_what"}
 ENUMS = PLAIN | {"ms_ssl_call"}
 RENAMED = {"MS_MAGIC_NUMBER": "MAGIC", "MS_ABI_VERSION_NUMBER": "ABI_VERSION"}

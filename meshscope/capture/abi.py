@@ -53,6 +53,9 @@ CONN_FIELDS = ('started_ns', 'object', 'moved_rx', 'moved_tx', 'netns', 'family'
 PROCESS_PART = struct.Struct("<II16sQ")
 PROCESS_PART_FIELDS = ('parent', 'event', 'comm', 'cgroup')
 
+CONFIG = struct.Struct("<IIIIIIII")
+CONFIG_FIELDS = ('magic', 'abi_version', 'agent_tgid', 'ring_bytes', 'ring_count', 'watch_all', 'follow_exec', 'tls_probes')
+
 WATCHED = struct.Struct("<IIQ")
 WATCHED_FIELDS = ('shard', 'pad', 'traps')
 
