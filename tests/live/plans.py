@@ -51,7 +51,7 @@ def impatient(server: str, rounds: int) -> list[Ask]:
     if server == "nginx":  # logged as 499 and 408
         out += [ask("wait", hangup=60) for _ in range(2 * rounds)]
         out += [ask("echo", "POST", upload=1000, stall=500, hangup=5000)]
-    if server != "uvicorn":
+    if server not in {"uvicorn", "uvloop"}:
         out += [ask("drop", hangup=5000) for _ in range(2 * rounds)]
     return out
 

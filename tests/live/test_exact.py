@@ -43,7 +43,7 @@ def start(server: str, fleet: Fleet, file: Path, tls: bool) -> tuple[int, Lines]
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("server", ["nginx", "threaded", "prefork", "uvicorn"])
+@pytest.mark.parametrize("server", ["nginx", "threaded", "prefork", "uvicorn", "uvloop"])
 def test_mixed_set(server: str, tls: bool, fleet: Fleet, big_file: Path) -> None:
     port, lines = start(server, fleet, big_file, tls)
     driver = Driver(fleet, plan(server, port, tls, ROUNDS))
