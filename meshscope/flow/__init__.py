@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from meshscope.capture import abi
-from meshscope.flow.connection import SPEAKING, Connection, Record, Speech, read_opening
+from meshscope.flow.connection import SPEAKING, Connection, Opening, Record, Speech, read_opening
 from meshscope.flow.detect import Detector
 from meshscope.flow.limits import Limits
 from meshscope.flow.reading import Reader
-from meshscope.flow.stitch import Redact, Stitcher
+from meshscope.flow.stitch import ABORTED, LOST, Redact, Stitcher
 from meshscope.flow.tls import Bind, Handshakes
 from meshscope.flow.waiting import NEVER, Waiting
 from meshscope.model import Exchange, Role
@@ -74,7 +74,7 @@ class Flow:
         self._process_events: list[ProcessEvent] = []
         self._sessions: dict[int, dict[int, None]] = {}  # tgid -> its TLS session ids
         self._unbound: dict[int, int] = {}  # tgid -> sessions whose socket was not found
-        self._retired: OrderedDict[int, None] = OrderedDict()
+        self._retired: OrderedDict[int, int] = OrderedDict()  # id -> when it closed
         self.protocol_errors = self._reader.protocol_errors
 
     def step(self, batch: bytes) -> list[Exchange]:
@@ -164,7 +164,7 @@ class Flow:
         ident = tls if src == abi.TLS else conn
         c = self.connections.get(ident)
         if kind == abi.OPEN:
-            self._opened(c or self._new(ident, src, shard, tgid), batch, body, conn, shard)
+            self._opened(c, ident, read_opening(batch, body), (ts, conn, tgid, src, shard))
         elif kind == abi.SHUT:
             if c is not None:
                 self._shut(c, way, pos, ts)
@@ -216,18 +216,23 @@ class Flow:
             self._link(c, conn)
         return c
 
-    def _opened(self, c: Connection, batch: bytes, body: int, conn: int, shard: int) -> None:
-        if c.shard != shard and "shards_mixed" not in c.doubts:
-            self._n["connections_in_two_shards"] += 1
-            c.doubts = (*c.doubts, "shards_mixed")
-        fresh = c.state != SPEAKING
-        c.opened(read_opening(batch, body), fresh)
-        if c.src == abi.TLS:
+    def _opened(self, c: Connection | None, ident: int, about: Opening, head: tuple[int, int, int, int, int]) -> None:
+        # `head` is (ts, conn, tgid, src, shard).
+        ts, conn, tgid, src, shard = head
+        if c is not None and c.closing is not None and about.started_ns > c.closing[0]:
+            self._retire(c, ts)  # the socket was connected anew
+            c = None
+        if c is None:
+            if ident in self._retired and about.started_ns <= self._retired[ident]:
+                return  # announced again, because bytes were read after it was closed
+            c = self._new(ident, src, shard, tgid)
+        elif c.state == SPEAKING or c.closing is not None:
+            return
+        c.opened(about)
+        if src == abi.TLS:
             self._link(c, conn)
         elif c.local.address:
             self._stitcher.local(c.local.address)
-        if not fresh:
-            c.name_ends()
 
     def _link(self, session: Connection, conn: int) -> None:
         # The kernel saw a socket move bytes inside a call of this session.
@@ -250,6 +255,7 @@ class Flow:
 
     def _attach(self, session: Connection, socket: Connection) -> None:
         session.socket, socket.session = socket, session
+        session.again = socket.carried
         socket.tls = socket.carried = True
         self._n["tls_sessions_bound"] += 1
         self._handshakes.done(socket)
@@ -290,7 +296,9 @@ class Flow:
         if self.connections.get(c.id) is not c or c.closing is None:
             return  # evicted, or the process has ended before
         ts, about = c.closing
-        self._reader.end(c, ts, about)
+        # A TLS session may have been given up by the kernel while its socket goes on: that ends no request.
+        ended = c.socket is None or c.socket.closing is not None or any(c.socket.shut)
+        self._reader.end(c, ts, about, ABORTED if ended else LOST)
         if c.session is not None:
             c.session.closing = c.session.closing or (ts, None)
             self._retire(c.session, ts)
@@ -300,7 +308,7 @@ class Flow:
         if c.src == abi.SOCKET:
             if len(self._retired) >= self._limits.retired:
                 self._retired.popitem(last=False)
-            self._retired[c.id] = None
+            self._retired[c.id] = ts
 
     def _gone(self, c: Connection) -> None:
         # Undo every reference to a connection that is no longer in `connections`.

@@ -104,6 +104,7 @@ class Connection:
     """
 
     __slots__ = (
+        "again",  # TLS session: not the first on its socket
         "alarm",  # a look at what is held back is due
         "asked",  # per half: the parser's skip that was last looked at
         "base",  # per half: position of the parser's offset 0
@@ -174,12 +175,13 @@ class Connection:
         self.local = self.remote = self.client = self.server = NOWHERE
         self.netns = 0
         self.place: tuple[str, int, int] | None = None
-        self.first = [-1, -1]
-        self.next = [-1, -1]
+        start = 0 if src == abi.TLS else -1  # a TLS session counts from 0
+        self.first = [start, start]
+        self.next = [start, start]
         self.base = [0, 0]
         self.skip = [0, 0]
         self.asked = [0, 0]
-        self.looked = [-1, -1]
+        self.looked = [start, start]
         self.shut: list[tuple[int, int] | None] = [None, None]
         self.parser: Parser | None = None
         self.speech = ""
@@ -192,7 +194,7 @@ class Connection:
         self.doubts: tuple[str, ...] = ()
         self.held: deque[Record] = deque()
         self.held_bytes = 0
-        self.alarm = self.told = self.carried = False
+        self.alarm = self.told = self.carried = self.again = False
         self.srtt_us = self.retransmits = 0
         self.errors = 0
         self.handover: Message | None = None
@@ -207,17 +209,27 @@ class Connection:
         self.session: Connection | None = None
         self.socket: Connection | None = None
 
-    def opened(self, about: Opening, fresh: bool) -> None:
-        """Take what MS_OPEN knows; `fresh`: nothing was said on it yet. Without a start it is older than the agent."""
-        self.late = about.started_ns == 0 or not fresh
+    def opened(self, about: Opening) -> None:
+        """Take what MS_OPEN knows; nothing was recognised yet.
+
+        A socket without a start is older than the agent; one that has moved bytes already lost the records of them.
+        A TLS session does not know its age: see `age`.
+        """
         self.object = about.object
         if self.src == abi.TLS:
             return
+        self.late = about.started_ns == 0 or about.moved_rx + about.moved_tx > 0
         self.netns = about.netns
         self.local = Endpoint(address(about.family, about.local), about.local_port)
         self.remote = Endpoint(address(about.family, about.remote), about.remote_port)
-        if about.role != abi.ROLE_UNKNOWN and fresh:
+        if about.role != abi.ROLE_UNKNOWN:
             self.role = CLIENT if about.role == abi.ROLE_CLIENT else SERVER
+
+    def age(self) -> None:
+        """A parser is found: was the beginning seen? Of a TLS session, if nothing else suggests that bytes went before."""
+        if self.src == abi.TLS:
+            self.late = self.unrecognised > 0 or self.again or (self.socket is not None and self.socket.late)
+        self.joined_late = self.late or any(self.refused)
 
     def speak(self, protocol: Speech, role: Role, keep: frozenset[str]) -> None:
         """Protocol and role are known: which direction carries requests, which endpoint is the client."""

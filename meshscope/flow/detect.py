@@ -80,6 +80,7 @@ class Detector:
         if last >= 0 and r.pos > last:
             self._n["holes"] += 1
             self._n["bytes_lost"] += r.pos - last
+            c.unrecognised += r.pos - last
             self._drop(c, way)
             c.next[way] = r.pos
             c.late = True
@@ -99,9 +100,9 @@ class Detector:
         if c.role is not None and c.role != role:
             return False  # the handshake knows better than the bytes
         c.speak(protocol, role, self._keep)
-        c.joined_late = c.late or any(c.refused)
         if c.src == abi.TLS and c.socket is None:
             self._bind(c)
+        c.age()
         c.name_ends()
         self._n["connections_recognised"] += 1
         return True

@@ -104,11 +104,14 @@ class Reader:
         if missing:
             self._hole(c, half, pos, ts)
         self._close(c, half, ts)
-        if half == RESPONSES:
+        if half == RESPONSES and c.src == abi.SOCKET:  # of a TLS session only MS_CLOSE tells
             self.settle(c, ts, ABORTED, sent_only=True)
 
-    def end(self, c: Connection, ts: int, about: Opening | None) -> None:
-        """The connection is gone; `about` says how many bytes it moved, so bytes lost at its end are known to be."""
+    def end(self, c: Connection, ts: int, about: Opening | None, reason: str) -> None:
+        """The connection is gone; `about` says how many bytes it moved, so bytes lost at its end are known to be.
+
+        `reason`: what that means for its open requests, see Stitcher.settle.
+        """
         if c.state != SPEAKING:
             return
         self.release(c)
@@ -119,7 +122,7 @@ class Reader:
                     self._hole(c, way ^ c.flip, max(c.next[way], 0) + moved - seen, ts)
         for half in (REQUESTS, RESPONSES):
             self._close(c, half, ts)
-        self.settle(c, ts, ABORTED)
+        self.settle(c, ts, reason)
 
     def release(self, c: Connection) -> None:
         """Wait no longer for the requests of what is held back."""

@@ -85,6 +85,7 @@ class Tape:
         """MS_OPEN of a socket, or of a TLS session if `tls`. started 0: older than the agent."""
         mine, other = (CLIENT_ADDRESS, SERVER_ADDRESS) if role == abi.ROLE_CLIENT else (SERVER_ADDRESS, CLIENT_ADDRESS)
         local, remote = local or mine, remote or other
+        started = 0 if tls else started
         family, near = packed(local[0])
         _, far = packed(remote[0])
         self._about[tls or conn] = struct.pack(
@@ -140,8 +141,8 @@ class Tape:
         return known
 
     def shut(self, conn: int, way: int) -> Tape:
-        """MS_SHUT: end of file read, or FIN sent; the FIN has a number of its own."""
-        return self._put(abi.SHUT, conn, way, 0, self.position(conn, way) + 1, 0)
+        """MS_SHUT: end of file read, or FIN sent."""
+        return self._put(abi.SHUT, conn, way, 0, self.position(conn, way), 0)
 
     def close(self, conn: int, err: int = 0, tls: int = 0) -> Tape:
         """MS_CLOSE, with the bytes moved so far."""
