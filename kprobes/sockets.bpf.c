@@ -211,6 +211,7 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state, const struct sock *sk, int old, int state)
 {
 	struct ms_conn record = {};
+	struct ms_sock fresh = {};
 	struct ms_sock *known;
 	struct tcp_sock *tcp;
 
@@ -220,6 +221,7 @@ int BPF_PROG(on_state, const struct sock *sk, int old, int state)
 		known = ms_sock_of(sk);
 		if (!known)
 			return 0;
+		*known = fresh; /* a socket can be connected again */
 		known->started_ns = bpf_ktime_get_ns();
 		known->role = old == TCP_SYN_SENT ? MS_ROLE_CLIENT : MS_ROLE_SERVER;
 		return 0;
@@ -239,8 +241,7 @@ int BPF_PROG(on_state, const struct sock *sk, int old, int state)
 	record.err = sk->sk_err;
 	record.state = old;
 	ms_conn_fill(&record, sk, known);
-	ms_send(&record);
-	known->announced = 0;
+	ms_send(&record); /* bytes that wait in the socket may still be read after this */
 	return 0;
 }
 
