@@ -110,7 +110,7 @@ struct ms_chunk {
 	__u32 shard;
 };
 
-/* MS_OPEN and MS_CLOSE. 152 bytes. */
+/* MS_OPEN and MS_CLOSE. 144 bytes. */
 struct ms_conn {
 	struct ms_chunk head;
 	__u64 started_ns;  /* when the handshake ended; 0: older than the agent */

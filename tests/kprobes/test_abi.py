@@ -23,7 +23,7 @@ def test_generated_file_is_current(tmp_path: Path) -> None:
 
 def test_formats_have_no_padding() -> None:
     assert abi.CHUNK.size == 64
-    assert abi.CHUNK.size + abi.CONN.size == 152
+    assert abi.CHUNK.size + abi.CONN.size == 144
     assert abi.CHUNK.size + abi.PROCESS_PART.size == 96
     for name in ("CHUNK", "CONN", "PROCESS_PART", "CONFIG", "WATCHED", "VERDICT"):
         assert getattr(abi, f"{name}_FIELDS")

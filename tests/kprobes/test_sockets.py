@@ -82,9 +82,12 @@ reader.join()
 
 
 def test_many_pieces_in_one_call() -> None:
-    seen = watch(
-        "c, s = pair()\npieces = [bytes([65 + i]) * (i * 37 % 90) for i in range(40)]\nc.sendmsg(pieces)\nexactly(s, sum(map(len, pieces)))"
-    )
+    seen = watch("""
+c, s = pair()
+pieces = [bytes([65 + i]) * (i * 37 % 90) for i in range(40)]
+c.sendmsg(pieces)
+exactly(s, sum(map(len, pieces)))
+""")
     whole = b"".join(bytes([65 + i]) * (i * 37 % 90) for i in range(40))
     client, server = seen.conn(abi.ROLE_CLIENT), seen.conn(abi.ROLE_SERVER)
     assert b"".join(told.data for told in seen.of(abi.DATA, server, abi.RX)) == whole
@@ -136,8 +139,8 @@ def test_several_messages_in_one_call_are_lengths() -> None:
 import ctypes
 class Iovec(ctypes.Structure): _fields_ = [("base", ctypes.c_char_p), ("len", ctypes.c_size_t)]
 class Msghdr(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_void_p), ("namelen", ctypes.c_uint), ("iov", ctypes.POINTER(Iovec)), ("iovlen", ctypes.c_size_t),
-                ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t), ("flags", ctypes.c_int)]
+    _fields_ = [("name", ctypes.c_void_p), ("namelen", ctypes.c_uint), ("iov", ctypes.POINTER(Iovec)),
+                ("iovlen", ctypes.c_size_t), ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t), ("flags", ctypes.c_int)]
 class Mmsghdr(ctypes.Structure): _fields_ = [("hdr", Msghdr), ("len", ctypes.c_uint)]
 c, s = pair()
 parts = (Iovec * 2)(Iovec(b"one", 3), Iovec(b"two", 3))
@@ -203,7 +206,11 @@ def test_nobody_else_is_told() -> None:
 def test_descendants_follow() -> None:
     seen = watch("""
 import subprocess
-grandchild = "import socket; l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); c.sendall(b'kid')"
+grandchild = '''
+import socket
+l = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(l.getsockname()).sendall(b"kid")
+'''
 if os.fork() == 0:
     subprocess.run([sys.executable, "-c", grandchild], check=True)
     os._exit(0)
@@ -219,7 +226,13 @@ os.wait()
 
 
 def test_connection_older_than_the_agent() -> None:
-    script = "c, s = pair()\nc.sendall(b'before'); exactly(s, 6)\nprint('ready', flush=True)\nsys.stdin.readline()\nc.sendall(b'after'); exactly(s, 5)"
+    script = """
+c, s = pair()
+c.sendall(b"before"); exactly(s, 6)
+print("ready", flush=True)
+sys.stdin.readline()
+c.sendall(b"after"); exactly(s, 5)
+"""
     with child(script) as process:
         go(process)
         assert process.stdout is not None
@@ -276,7 +289,7 @@ def test_full_ring_is_counted() -> None:
     assert c["bytes_moved"] == 2 * 400 * 400
     balanced(seen)
     for told in seen.of(abi.DATA):
-        assert len(set(told.data[i : i + 4] for i in range(0, 400, 4))) == 1, "what did arrive is whole"
+        assert len({told.data[i : i + 4] for i in range(0, 400, 4)}) == 1, "what did arrive is whole"
 
 
 def test_shards_have_rings_of_their_own() -> None:

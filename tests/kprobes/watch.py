@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 from meshscope.capture import CaptureSettings, abi
@@ -66,7 +67,7 @@ class Seen(NamedTuple):
     def bytes(self, conn: int, direction: int) -> bytes:
         """What was copied of one direction; asserts that positions follow each other without a hole or an overlap."""
         chunks = self.of(abi.DATA, conn, direction)
-        for before, after in zip(chunks, chunks[1:], strict=False):
+        for before, after in pairwise(chunks):
             assert after.head["pos"] == before.head["pos"] + before.head["len"]
         return b"".join(told.data for told in chunks)
 
