@@ -8,6 +8,7 @@ belongs to a copied list is its sum, so what is exported is consistent even whil
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import ceil, log
 from typing import Final, NamedTuple
@@ -110,7 +111,7 @@ class Row:
         self.errors = 0
         self.sum = 0.0
         self.buckets = [0] * (len(DURATION_BOUNDS) + 1)
-        self.log: dict[int, int] = {}
+        self.log: defaultdict[int, int] = defaultdict(int)
         self.request_bytes = 0
         self.request_sizes = [0] * (len(SIZE_BOUNDS) + 1)
         self.response_bytes = 0
@@ -147,7 +148,7 @@ class Golden:
         self._stats = stats
         self._limit = limit
         self._idle_ns = idle_ns
-        self._index: dict[tuple[object, ...], tuple[Row, int]] = {}  # what an exchange shows at a glance -> its row
+        self._index: dict[tuple[object, ...], tuple[Row, bool]] = {}  # what an exchange shows at a glance -> its row
         self._workloads: dict[tuple[str, str, str], Workload] = {}
 
     def emit(self, exchanges: Sequence[Exchange]) -> None:
@@ -172,7 +173,8 @@ class Golden:
                        about.attributes.get("server.address", peer.address), peer.port)  # fmt: skip
             row, error = index.get(key) or self._enter(key, x)
             row.count += 1
-            row.errors += error
+            if error:
+                row.errors += 1
             bucket = place = 0
             took = x.end_ns - x.start_ns
             if took > 0:
@@ -180,7 +182,7 @@ class Golden:
                 bucket = bisect_left(_BOUNDS_NS, took)
                 place = ceil(log(took) * _PER_BUCKET)
             row.buckets[bucket] += 1
-            row.log[place] = row.log.get(place, 0) + 1
+            row.log[place] += 1
             size = x.request.size
             row.request_bytes += size
             row.request_sizes[bisect_left(SIZE_BOUNDS, size)] += 1
@@ -229,7 +231,7 @@ class Golden:
             key = (self._interned(UNKNOWN_SERVICE), reason)
         self.unknown[key] = self.unknown.get(key, 0) + 1
 
-    def _enter(self, key: tuple[object, ...], exchange: Exchange) -> tuple[Row, int]:
+    def _enter(self, key: tuple[object, ...], exchange: Exchange) -> tuple[Row, bool]:
         """The row of an exchange that looks like none before it."""
         series = self._series(exchange)
         row = self.rows.get(series)
@@ -242,7 +244,7 @@ class Golden:
                 row = self.rows.get(series)
         if row is None:
             row = self.rows[series] = Row(series, exchange.start_ns + exchange.wall_offset_ns)
-        entry = (row, int(bool(error_type(exchange.role, exchange.about))))
+        entry = (row, bool(error_type(exchange.role, exchange.about)))
         if not series.overflow:  # so that what overflows is looked up, and counted, each time
             if len(self._index) >= 4 * self._limit:
                 self._index.clear()

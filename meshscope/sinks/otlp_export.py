@@ -159,6 +159,11 @@ class Exporter:
                 self._note_success()
                 return items - self._rejected(answer, items)
 
+    def hurry(self) -> None:
+        """The agent is about to stop: a receiver that was away gets one more chance for each request, and no wait between."""
+        if self._failing:
+            self._stop.set()
+
     def abort(self) -> None:
         """Give up what is under way; ``send`` returns soon, from now on at once."""
         self._stop.set()

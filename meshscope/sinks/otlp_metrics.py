@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric, NumberDataPoint, ScopeMetrics
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, HistogramDataPoint, Metric, ScopeMetrics
 
 from meshscope.model import Exchange, Workload
 from meshscope.sinks.conventions import SCHEMA_URL
@@ -55,6 +55,7 @@ class OtlpMetrics:
 
     def close(self) -> None:
         """Deliver the export that the last flush began, for at most three seconds."""
+        self._exporter.hurry()
         self._worker.close(_CLOSE_S)
         self._exporter.close()
 
@@ -114,8 +115,9 @@ class _Request:
         self.points += 1
 
     def add_row(self, row: Row) -> None:
-        labels = NumberDataPoint()  # any message with attributes: they are made once and copied into each point
+        labels = HistogramDataPoint()
         put(labels.attributes, row.series.attributes())
+        data = labels.SerializeToString()  # once for all points of the row: parsing it again is cheaper than making it again
         for histogram in histograms(row):
             metric = self.metric(row.series.workload, histogram.name, histogram.unit, histogram.description)
             metric.histogram.aggregation_temporality = _CUMULATIVE
@@ -127,5 +129,5 @@ class _Request:
                 explicit_bounds=histogram.bounds,
                 bucket_counts=histogram.counts,
             )
-            point.attributes.extend(labels.attributes)
+            point.MergeFromString(data)
             self.points += 1

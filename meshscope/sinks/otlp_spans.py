@@ -12,7 +12,17 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
 from meshscope.model import SERVER, Exchange, Workload
-from meshscope.sinks.conventions import SCHEMA_URL, UNKNOWN_SERVICE, attributes, clean, error_type, own_workload, span_name
+from meshscope.sinks.conventions import (
+    SCHEMA_URL,
+    UNKNOWN_SERVICE,
+    Attributes,
+    Value,
+    attributes,
+    clean,
+    error_type,
+    own_workload,
+    span_name,
+)
 from meshscope.sinks.otlp_export import Exporter
 from meshscope.sinks.otlp_resource import Resources, put
 from meshscope.sinks.worker import Fates, Worker
@@ -21,6 +31,20 @@ from meshscope.stats import Stats
 _SAMPLED: Final = 0x01  # W3C trace flags
 _PARENT_IS_REMOTE: Final = 0x300  # SpanFlags: we know, and it is
 _CLOSE_S: Final = 3.0
+_KNOWN: Final = 4096  # attributes remembered
+_VARYING: Final = frozenset(
+    {
+        "client.port",
+        "http.request.body.size",
+        "http.response.body.size",
+        "network.peer.port",
+        "url.full",
+        "url.path",
+        "url.query",
+    }
+)  # attributes not worth remembering
+
+Known = dict[tuple[str, Value], bytes]  # an attribute -> a serialised span that has it and nothing else
 
 
 class OtlpSpans:
@@ -36,6 +60,7 @@ class OtlpSpans:
         self._exporter = exporter
         self._resources = resources
         self._stats = stats
+        self._known: Known = {}
         self._worker = Worker[Exchange](
             "meshscope-spans",
             self._export,
@@ -62,16 +87,19 @@ class OtlpSpans:
 
     def close(self) -> None:
         """Deliver what waits, for at most three seconds; count what is left."""
+        self._exporter.hurry()
         self._worker.close(_CLOSE_S)
         self._exporter.close()
 
     def _export(self, exchanges: list[Exchange]) -> int:
-        return self._exporter.send(request(exchanges, self._resources), len(exchanges))
+        return self._exporter.send(request(exchanges, self._resources, self._known), len(exchanges))
 
 
-def request(exchanges: Iterable[Exchange], resources: Resources) -> ExportTraceServiceRequest:
-    """Exchanges that have a trace, as one request; one resource per workload."""
+def request(exchanges: Iterable[Exchange], resources: Resources, known: Known) -> ExportTraceServiceRequest:
+    """Exchanges that have a trace, as one request; one resource per workload. ``known`` is kept from one call to the next."""
     made = ExportTraceServiceRequest()
+    if len(known) > _KNOWN:
+        known.clear()
     scopes: dict[Workload, ScopeSpans] = {}
     for exchange in exchanges:
         workload = own_workload(exchange) or UNKNOWN_SERVICE
@@ -79,11 +107,11 @@ def request(exchanges: Iterable[Exchange], resources: Resources) -> ExportTraceS
         if scope is None:
             resource = made.resource_spans.add(resource=resources.of(workload), schema_url=SCHEMA_URL)
             scope = scopes[workload] = resource.scope_spans.add(scope=resources.scope, schema_url=SCHEMA_URL)
-        _fill(scope.spans.add(), exchange)
+        _fill(scope.spans.add(), exchange, known)
     return made
 
 
-def _fill(span: Span, exchange: Exchange) -> None:
+def _fill(span: Span, exchange: Exchange, known: Known) -> None:
     trace = exchange.trace
     if trace is None:
         raise ValueError("an exchange without a trace is no span")
@@ -97,6 +125,22 @@ def _fill(span: Span, exchange: Exchange) -> None:
     span.kind = Span.SPAN_KIND_SERVER if server else Span.SPAN_KIND_CLIENT
     span.start_time_unix_nano = exchange.start_ns + exchange.wall_offset_ns
     span.end_time_unix_nano = max(exchange.start_ns, exchange.end_ns) + exchange.wall_offset_ns
-    put(span.attributes, attributes(exchange))
+    _describe(span, attributes(exchange), known)
     if error_type(exchange.role, exchange.about):
         span.status.code = Status.STATUS_CODE_ERROR
+
+
+def _describe(span: Span, values: Attributes, known: Known) -> None:
+    """Add attributes. Most were in a span before: joining their bytes takes half as long as making them anew."""
+    joined = []
+    for pair in values.items():
+        data = known.get(pair)
+        if data is None:
+            if pair[0] in _VARYING:
+                put(span.attributes, {pair[0]: pair[1]})
+                continue
+            one = Span()
+            put(one.attributes, {pair[0]: pair[1]})
+            data = known[pair] = one.SerializeToString()
+        joined.append(data)
+    span.MergeFromString(b"".join(joined))

@@ -167,6 +167,18 @@ def test_giving_up_ends_a_wait_between_tries(way: Way, monkeypatch: pytest.Monke
     exporter.close()
 
 
+def test_in_a_hurry_a_receiver_that_was_away_gets_one_more_chance(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = way.exporter(retry_s=0.0)
+    exporter.hurry()  # nothing is wrong yet: changes nothing
+    way.receiver.answers = [way.passing, way.passing]
+    assert exporter.send(REQUEST, 1) == 0
+    monkeypatch.setattr(exporter, "_retry_s", BOUND_S * 100)
+    monkeypatch.setattr(otlp_export, "_FIRST_DELAY_S", BOUND_S * 10)
+    exporter.hurry()
+    assert [exporter.send(REQUEST, 1), exporter.send(REQUEST, 1)] == [0, 1]
+    exporter.close()
+
+
 def test_rejected_spans_are_counted(way: Way) -> None:
     body = ExportTraceServiceResponse()
     body.partial_success.rejected_spans = 3

@@ -11,14 +11,14 @@ from meshscope.sinks.conventions import attributes
 from meshscope.sinks.otlp_export import Exporter
 from meshscope.sinks.otlp_resource import Resources
 from meshscope.sinks.otlp_settings import resolve
-from meshscope.sinks.otlp_spans import OtlpSpans, request
+from meshscope.sinks.otlp_spans import Known, OtlpSpans, request
 from meshscope.stats import Stats
 from tests.meshscope.exchanges import WALL_NS, exchange
 from tests.receivers import Answer, Receiver, grpc_receiver, http_receiver, plain
 
 
 def spans(*exchanges: object) -> list[Span]:
-    made = request(exchanges, Resources())  # type: ignore[arg-type]
+    made = request(exchanges, Resources(), {})  # type: ignore[arg-type]
     return [s for r in made.resource_spans for sc in r.scope_spans for s in sc.spans]
 
 
@@ -65,7 +65,7 @@ def test_the_status_follows_the_conventions(role: str, status: int | None, outco
 
 
 def test_every_workload_has_its_resource() -> None:
-    made = request([exchange(CLIENT), exchange(SERVER), exchange(CLIENT), exchange(server=None)], Resources())
+    made = request([exchange(CLIENT), exchange(SERVER), exchange(CLIENT), exchange(server=None)], Resources(), {})
     found = {plain(r.resource.attributes)["service.name"]: len(r.scope_spans[0].spans) for r in made.resource_spans}
     assert found == {"curl": 2, "shop": 1, "unknown_service": 1}
     assert {scope.scope.name for r in made.resource_spans for scope in r.scope_spans} == {"meshscope"}
@@ -73,7 +73,7 @@ def test_every_workload_has_its_resource() -> None:
 
 def test_an_exchange_without_a_trace_is_no_span() -> None:
     with pytest.raises(ValueError, match="no span"):
-        request([exchange(sampled=None)], Resources())
+        request([exchange(sampled=None)], Resources(), {})
 
 
 def test_what_came_from_the_wire_is_clean() -> None:
@@ -82,11 +82,22 @@ def test_what_came_from_the_wire_is_clean() -> None:
         route=dirt, target=dirt, server=Workload(dirt, dirt), attributes={"user_agent.original": dirt}, flags=("late_join",),
         trace=TraceContext(b"\x01" * 16, b"\x02" * 8, b"", sampled=True, tracestate=dirt),
     )  # fmt: skip
-    (resource,) = request([x], Resources()).resource_spans
+    (resource,) = request([x], Resources(), {}).resource_spans
     (span,) = resource.scope_spans[0].spans
     values = [span.name, span.trace_state, *plain(resource.resource.attributes).values(), *plain(span.attributes).values()]
     assert "\ufffd\ufffd\ufffd" in values
     assert all(value.isprintable() for value in values if isinstance(value, str))
+
+
+def test_remembered_attributes_are_the_same_as_new_ones_and_not_for_ever() -> None:
+    known: Known = {}
+    resources = Resources()
+    for i in range(6000):
+        x = exchange((CLIENT, SERVER)[i % 2], attributes={"a": i, "url.path": f"/{i}"}, tid=i)
+        (resource,) = request([x], resources, known).resource_spans
+        assert plain(resource.scope_spans[0].spans[0].attributes) == attributes(x)
+    assert len(known) < 4096 + 20
+    assert ("url.path", "/5999") not in known
 
 
 class Sink:
