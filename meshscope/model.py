@@ -15,7 +15,7 @@ SERVER: Final = "server"
 Role = Literal["client", "server"]
 
 # Why an outcome is unknown: the first of these in Exchange.flags is the reason, and one always is.
-UNKNOWN_REASONS: Final = ("bytes_lost", "parser_error", "evicted", "upgraded", "input_ended", "late_join")
+UNKNOWN_REASONS: Final = ("parser_error", "bytes_lost", "evicted", "upgraded", "input_ended", "late_join")
 
 
 class Workload:

@@ -226,6 +226,7 @@ class Flow:
             if ident in self._retired and about.started_ns <= self._retired[ident]:
                 return  # announced again, because bytes were read after it was closed
             c = self._new(ident, src, shard, tgid)
+            c.last_ns = ts
         elif c.state == SPEAKING or c.closing is not None:
             return
         c.opened(about)

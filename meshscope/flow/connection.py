@@ -116,7 +116,7 @@ class Connection:
         "errors",  # ProtocolErrors so far
         "first",  # position of the first byte seen
         "flip",
-        "handover",  # request whose answer ended the protocol
+        "handover",  # the protocol has ended
         "heads",  # first bytes of a TLS handshake
         "held",  # records that wait: for their request, or for more bytes to recognise them by
         "held_bytes",
@@ -197,7 +197,7 @@ class Connection:
         self.alarm = self.told = self.carried = self.again = False
         self.srtt_us = self.retransmits = 0
         self.errors = 0
-        self.handover: Message | None = None
+        self.handover: Handover | None = None
         self.closing: tuple[int, Opening | None] | None = None
         self.last_ns = self.touched_ns = 0
         self.refused = [False, False]
@@ -255,7 +255,7 @@ class Connection:
             self.doubts = (*self.doubts, "peer_unknown")
 
     def lose(self) -> None:
-        """Bytes were lost: whatever waits for an answer may wait for those."""
+        """Bytes were lost or refused: whatever waits for an answer may wait for those."""
         for exchange in self.open.values():
             self.suspects = True
             if "bytes_lost" not in exchange.flags:

@@ -260,6 +260,7 @@ class Reader:
         self.protocol_errors[c.speech] = self.protocol_errors.get(c.speech, 0) + 1
         self._n["protocol_errors"] += 1
         c.errors += 1
+        c.lose()
         try:
             if c.parser is not None:
                 c.parser.gap(half, n, True, ts, out)

@@ -17,7 +17,7 @@ from meshscope.flow.limits import Limits
 from meshscope.flow.waiting import Waiting
 from meshscope.model import CLIENT, SERVER, UNKNOWN_REASONS, Exchange, Role
 from meshscope.stats import Stats
-from parsers.base import REQUESTS, Description, Handover, Message
+from parsers.base import REQUESTS, Description, Ending, Handover, Message
 
 ABORTED: Final = "aborted"
 UNKNOWN: Final = "unknown"
@@ -51,7 +51,7 @@ class Stitcher:
         """Sort in what a parser has said about bytes that `tid` of `tgid` has moved."""
         last = out[-1]
         if isinstance(last, Handover):
-            c.handover = last.request
+            c.handover = last
         opened = c.open
         for message in out:
             if isinstance(message, Handover):
@@ -72,12 +72,14 @@ class Stitcher:
     def settle(self, c: Connection, end_ns: int, reason: str, sent_only: bool = False) -> None:
         """Nothing more will be said about the open requests of `c`: ABORTED if it provably ended, or why we cannot tell.
 
-        A request during which bytes were lost is not known to be aborted. `sent_only`: leave those alone that are
+        A request whose answer may lie in lost bytes is not known to be aborted. `sent_only`: leave those alone that are
         still being sent.
         """
         for exchange in list(c.open.values()):
-            if not sent_only or (exchange.request.final and exchange.response is None):
-                self._end(c, exchange, end_ns, LOST if reason == ABORTED and LOST in exchange.flags else reason)
+            request = exchange.request
+            if not sent_only or (request.final and exchange.response is None):
+                doubtful = LOST in exchange.flags or request.ending == Ending.LOST
+                self._end(c, exchange, end_ns, LOST if reason == ABORTED and doubtful else reason)
 
     def abandon(self, c: Connection) -> None:
         """Describing the messages of `c` may fail: count its open requests as unknown and make no exchange of them."""
@@ -196,16 +198,15 @@ class Stitcher:
         flags = {*exchange.flags, *c.doubts, *exchange.request.doubts}
         if response is not None:
             flags.update(response.doubts)
-        if c.handover is exchange.request:
+        if c.handover is not None and c.handover.request is exchange.request:
             flags.add("upgraded")
         if reason:
             about.outcome = ABORTED if reason == ABORTED else UNKNOWN
         elif about.outcome == ABORTED and LOST in exchange.flags:
             about.outcome = UNKNOWN  # what looks like the end may be where bytes are missing
         if about.outcome == UNKNOWN:
-            reason = reason or next((flag for flag in UNKNOWN_REASONS if flag in flags), LOST)
-            flags.add(reason)
-            self._n["unknown_" + reason] += 1
+            flags.add(reason or LOST)
+            self._n["unknown_" + next(flag for flag in UNKNOWN_REASONS if flag in flags)] += 1
         exchange.flags = tuple(sorted(flags))
         counter = f"messages_{about.outcome}" if about.outcome in {ABORTED, UNKNOWN} else "messages_paired"
         self._n[counter] += 1 if response is None else 2

@@ -46,6 +46,7 @@ class Tape:
         self.step = step
         self.tgid = self.tid = 100
         self.shard = 0
+        self.srtt_us = self.retransmits = 0
         self._next: dict[tuple[int, int], int] = {}
         self._moved: dict[tuple[int, int], int] = {}
         self._about: dict[int, bytes] = {}
@@ -85,11 +86,12 @@ class Tape:
         """MS_OPEN of a socket, or of a TLS session if `tls`. started 0: older than the agent."""
         mine, other = (CLIENT_ADDRESS, SERVER_ADDRESS) if role == abi.ROLE_CLIENT else (SERVER_ADDRESS, CLIENT_ADDRESS)
         local, remote = local or mine, remote or other
+        moved = (self._moved.get((tls or conn, abi.RX), 0), self._moved.get((tls or conn, abi.TX), 0))
         started = 0 if tls else started
         family, near = packed(local[0])
         _, far = packed(remote[0])
         self._about[tls or conn] = struct.pack(
-            "<QQQQIHHHHBBH16s16s", started, ssl, 0, 0, netns, family, local[1], remote[1], 0, role, 1, 0, near, far
+            "<QQQQIHHHHBBH16s16s", started, ssl, *moved, netns, family, local[1], remote[1], 0, role, 1, 0, near, far
         )
         return self._put(abi.OPEN, conn, 0, tls, 0, 0, self._about[tls or conn])
 
@@ -167,6 +169,8 @@ class Tape:
         src = abi.TLS if tls else abi.SOCKET
         ts = self.now if at is None else at
         place = (ts, conn, tls, pos, self.tgid, self.tid, n, copied)
-        self.records.append(frame(abi.CHUNK.pack(*place, kind, way, src, flags, 0, 0, self.shard) + rest))
+        self.records.append(
+            frame(abi.CHUNK.pack(*place, kind, way, src, flags, self.srtt_us, self.retransmits, self.shard) + rest)
+        )
         self.now += self.step
         return self

@@ -71,6 +71,7 @@ class Parser:
             self.at[half] -= fed
             raise ProtocolError("not a line")
         message = Message(half, self.count, self.begun[half], offset)
+        answered = None
         if half == REQUESTS:
             message.verb, message.target = "ASK", words[1].decode()
             if words[1] == b"/boom":
@@ -79,7 +80,8 @@ class Parser:
             self.waiting.append(message)
         else:
             message.status = int(words[1])
-            message.stream = self.waiting.popleft().stream if self.waiting else ORPHAN
+            answered = self.waiting.popleft() if self.waiting else None
+            message.stream = answered.stream if answered else ORPHAN
         if self.doubt[half]:
             message.doubts = (self.doubt[half],)
             self.doubt[half] = ""
@@ -92,7 +94,7 @@ class Parser:
         else:
             out.append(message)
         if message.status == 101:
-            out.append(Handover(None, None))
+            out.append(Handover(None, answered))
 
     def _end(self, half: int, ts: int, out: Out, ending: Ending) -> None:
         message = self.body[half]
