@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from meshscope.model import CLIENT, SERVER, Exchange, Role, Workload
+from meshscope.model import CLIENT, SERVER, Endpoint, Exchange, Role, Workload
 from parsers.base import Description
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
@@ -123,39 +123,54 @@ def peer_attributes(peer: Workload | None) -> dict[str, str]:
 def attributes(exchange: Exchange) -> Attributes:
     """Attributes of one exchange as a span or a JSON line carries them.
 
-    What the protocol says (``Description.attributes``) goes first and wins.
+    What the protocol says (``Description.attributes``) is put over what the connection shows.
     """
     about = exchange.about
     family = names(about.family)
-    server = exchange.role == SERVER
-    found: Attributes = protocol_attributes(exchange.protocol, about.family)
-    found["server.address"] = exchange.server.address
-    found["server.port"] = exchange.server.port
-    peer = exchange.client if server else exchange.server
-    found["network.peer.address"] = peer.address
-    found["network.peer.port"] = peer.port
-    if server:
-        found["client.address"] = exchange.client.address
-        found["client.port"] = exchange.client.port
+    found = protocol_attributes(exchange.protocol, about.family)
+    peer = _add_ends(exchange, found)
     if family.schemes:
         found["url.scheme"] = family.schemes[exchange.tls]
     if exchange.route and exchange.route != UNKNOWN_TARGET:
-        found["http.route" if server else "url.template"] = clean(exchange.route)
+        found["http.route" if exchange.role == SERVER else "url.template"] = clean(exchange.route)
+    if family.sizes:
+        found[f"{about.family}.request.body.size"] = exchange.request.size
+        if exchange.response is not None:
+            found[f"{about.family}.response.body.size"] = exchange.response.size
     for key, value in about.attributes.items():
         found[key] = clean(value) if isinstance(value, str) else value
-    if family.schemes and not server:
+    if family.schemes and exchange.role == CLIENT:
         _add_full_url(exchange, found)
-    error = error_type(exchange.role, about)
-    if error:
+    if error := error_type(exchange.role, about):
         found["error.type"] = error
     found.update(peer_attributes(peer.workload))
+    _add_origin(exchange, found)
+    return found
+
+
+def _add_ends(exchange: Exchange, found: Attributes) -> Endpoint:
+    """Addresses as the connection shows them; returns the other end."""
+    client, server = exchange.client, exchange.server
+    found["server.address"] = server.address
+    found["server.port"] = server.port
+    peer = server
+    if exchange.role == SERVER:
+        found["client.address"] = client.address
+        found["client.port"] = client.port
+        peer = client
+    found["network.peer.address"] = peer.address
+    found["network.peer.port"] = peer.port
+    return peer
+
+
+def _add_origin(exchange: Exchange, found: Attributes) -> None:
+    """Whose doing it is, and what speaks against trusting it."""
     if exchange.process is not None:
         found["process.pid"] = exchange.process.pid
     if exchange.tid:
         found["thread.id"] = exchange.tid
     if exchange.flags:
         found["meshscope.flags"] = ",".join(exchange.flags)
-    return found
 
 
 def _add_full_url(exchange: Exchange, found: Attributes) -> None:
@@ -166,9 +181,12 @@ def _add_full_url(exchange: Exchange, found: Attributes) -> None:
     if "://" in target[:16]:
         found["url.full"] = clean(target)
     elif target[0] == "/":
-        host, port, scheme = str(found["server.address"]), found["server.port"], found["url.scheme"]
+        default = 443 if exchange.tls else 80
+        said = exchange.about.attributes
+        port = said.get("server.port", default) if "server.address" in said else exchange.server.port
+        host = str(found["server.address"])
         if ":" in host:
             host = f"[{host}]"
-        if port != (443 if exchange.tls else 80):
+        if port != default:
             host = f"{host}:{port}"
-        found["url.full"] = clean(f"{scheme}://{host}{target}")
+        found["url.full"] = clean(f"{found['url.scheme']}://{host}{target}")

@@ -166,11 +166,11 @@ class Golden:
                 key = (own, x.client.workload, x.protocol, x.tls, about.name, x.route,
                        about.code, about.detail_code, about.outcome)  # fmt: skip
             else:
-                peer = x.server
+                peer, said = x.server, about.attributes
                 own = process.workload if process is not None else x.client.workload
                 key = (own, peer.workload, x.protocol, x.tls, about.name, x.route,
                        about.code, about.detail_code, about.outcome,
-                       about.attributes.get("server.address", peer.address), peer.port)  # fmt: skip
+                       said.get("server.address", peer.address), said.get("server.port", peer.port))  # fmt: skip
             row, error = index.get(key) or self._enter(key, x)
             row.count += 1
             if error:
@@ -269,7 +269,7 @@ class Golden:
             clean(about.detail_code or ""),
             error_type(exchange.role, about),
             "" if server else clean(str(about.attributes.get("server.address", exchange.server.address))),
-            0 if server else exchange.server.port,
+            0 if server else int(about.attributes.get("server.port", exchange.server.port)),
         )
 
     def _interned(self, workload: Workload) -> Workload:

@@ -88,6 +88,8 @@ def test_attributes_of_a_server_exchange() -> None:
         "server.address": "127.0.0.1",
         "server.port": 8080,
         "service.peer.name": "curl",
+        "http.request.body.size": 0,
+        "http.response.body.size": 512,
         "error.type": "500",
         "process.pid": 4321,
         "thread.id": 4322,
@@ -97,7 +99,7 @@ def test_attributes_of_a_server_exchange() -> None:
 
 def test_attributes_of_a_client_exchange() -> None:
     found = attributes(exchange(CLIENT, tls=True, attributes={"server.address": "shop.local"}))
-    assert found["url.full"] == "https://shop.local:8080/items/42?color=red"
+    assert found["url.full"] == "https://shop.local/items/42?color=red"
     assert found["url.template"] == "/items/{id}"
     assert (found["server.address"], found["network.peer.address"]) == ("shop.local", "127.0.0.1")
     assert (found["service.peer.name"], found["service.peer.namespace"]) == ("shop", "market")
@@ -105,20 +107,22 @@ def test_attributes_of_a_client_exchange() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "host", "port", "tls", "url"),
+    ("target", "said", "port", "tls", "url"),
     [
-        ("/a", "h", 80, False, "http://h/a"),
-        ("/a", "h", 443, False, "http://h:443/a"),
-        ("/a", "h", 443, True, "https://h/a"),
-        ("/a", "::1", 81, False, "http://[::1]:81/a"),
-        ("http://other/b", "proxy", 3128, False, "http://other/b"),
-        ("*", "h", 80, False, None),
-        ("h:443", "h", 80, False, None),
-        (None, "h", 80, False, None),
+        ("/a", {"server.address": "h"}, 8080, False, "http://h/a"),
+        ("/a", {"server.address": "h", "server.port": 81}, 8080, False, "http://h:81/a"),
+        ("/a", {"server.address": "h", "server.port": 443}, 443, True, "https://h/a"),
+        ("/a", {"server.address": "::1", "server.port": 81}, 81, False, "http://[::1]:81/a"),
+        ("/a", {}, 8080, False, "http://127.0.0.1:8080/a"),
+        ("/a", {}, 80, False, "http://127.0.0.1/a"),
+        ("http://other/b", {"server.address": "proxy"}, 3128, False, "http://other/b"),
+        ("*", {}, 80, False, None),
+        ("h:443", {}, 80, False, None),
+        (None, {}, 80, False, None),
     ],
 )
-def test_the_full_url_of_a_client(target: str | None, host: str, port: int, tls: bool, url: str | None) -> None:
-    x = exchange(CLIENT, target=target, tls=tls, attributes={"server.address": host})
+def test_the_full_url_of_a_client(target: str | None, said: dict[str, str | int], port: int, tls: bool, url: str | None) -> None:
+    x = exchange(CLIENT, target=target, tls=tls, attributes=said)
     x.server.port = port
     assert attributes(x).get("url.full") == url
 

@@ -127,8 +127,8 @@ def test_workloads_of_one_name_are_one(golden: Golden) -> None:
 
 
 def test_a_client_is_told_where_it_called_by_the_name_it_used(golden: Golden) -> None:
-    golden.emit([exchange(CLIENT), exchange(CLIENT, attributes={"server.address": "shop.local"})])
-    assert {(s.address, s.port) for s in golden.rows} == {("127.0.0.1", 8080), ("shop.local", 8080)}
+    golden.emit([exchange(CLIENT), exchange(CLIENT, attributes={"server.address": "shop.local", "server.port": 81})])
+    assert {(s.address, s.port) for s in golden.rows} == {("127.0.0.1", 8080), ("shop.local", 81)}
 
 
 def test_a_full_table_counts_the_rest_together_but_by_workload(stats: Stats) -> None:
