@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from meshscope import __version__, agent, doctor
 from meshscope.config import Config, ConfigError, Setting, load, settings, unknown_variables
@@ -33,8 +33,8 @@ class UsageError(Exception):
 class _Parser(argparse.ArgumentParser):
     """argparse with abbreviations off and errors in our one line."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (argparse's own)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, prog: str, description: str, help: str = "") -> None:  # noqa: A002, ARG002 (add_parser's words)
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(_plain(message, list(self._option_string_actions)))
@@ -78,7 +78,7 @@ def _main(argv: list[str], env: Mapping[str, str]) -> int:
 
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(prog="meshscope", description="See what running services say to each other, from the kernel.")
+    parser = _Parser("meshscope", "See what running services say to each other, from the kernel.")
     parser.add_argument("--version", action="version", version=f"meshscope {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers: dict[str, _Parser] = {}
@@ -99,7 +99,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _add_settings(parsers["doctor"], [s for s in settings() if s.flag and s.path.startswith(("select.", "capture."))])
     parsers["doctor"].add_argument("--output", default="text", metavar="text|json", help="how to print it")
     for name in ("run", "replay", "doctor"):
-        parsers[name].add_argument("--config", metavar="FILE", help="settings in YAML; the environment and flags go before it")
+        parsers[name].add_argument("--config", metavar="FILE", help="Settings in YAML; the environment and flags go before it.")
     for name in ("run", "doctor"):
         for flag, metavar in _LATER_FLAGS.items():
             parsers[name].add_argument(flag, action=_Later, metavar=metavar, help=argparse.SUPPRESS)
@@ -117,7 +117,7 @@ def _add_settings(parser: _Parser, chosen: Sequence[Setting]) -> None:
             dest=setting.path,
             action="append" if setting.kind.repeated else "store",
             default=argparse.SUPPRESS,
-            metavar=setting.kind.name.removeprefix("one of ").replace(", ", "|").upper().replace(" ", "_"),
+            metavar=setting.metavar,
             help=summary,
         )
 

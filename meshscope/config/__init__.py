@@ -49,7 +49,7 @@ class ConfigError(Exception):
 
 
 class Setting(NamedTuple):
-    """One setting. ``env``: our variable, then the specification's if there is one. ``flag``: may be empty."""
+    """One setting. env: our variable, then the specification's if there is one. flag: may be empty; metavar: of its value."""
 
     path: str
     kind: Kind
@@ -58,6 +58,7 @@ class Setting(NamedTuple):
     env: tuple[str, ...]
     env_kinds: tuple[Kind, ...]
     flag: str
+    metavar: str
 
     @property
     def type(self) -> str:
@@ -75,7 +76,9 @@ def settings(of: type = Config, prefix: str = "") -> Iterator[Setting]:
         about = field.metadata
         own = PREFIX + path.replace(".", "_").upper()
         env = (own, about["env"]) if about["env"] else (own,)
-        yield Setting(path, about["kind"], field.default, about["doc"], env, (about["kind"], about["env_kind"]), about["flag"])
+        flag, _, metavar = about["flag"].partition(" ")
+        kinds = (about["kind"], about["env_kind"])
+        yield Setting(path, about["kind"], field.default, about["doc"], env, kinds, flag, metavar)
 
 
 def load(file: str | None, env: Mapping[str, str], args: Mapping[str, object]) -> Config:
@@ -182,8 +185,8 @@ def _build(values: Mapping[str, Any]) -> Config:
 def _check(config: Config) -> None:
     """What one value alone cannot tell."""
     ring = config.capture.ring_bytes
-    if ring & (ring - 1) or not 1 << 16 <= ring <= 1 << 30:
-        raise ConfigError("capture.ring_bytes", f"wants a power of two from 64KiB to 1GiB, got {ring}; e.g. 8MiB")
+    if ring & (ring - 1) or not 1 << 12 <= ring <= 1 << 30:
+        raise ConfigError("capture.ring_bytes", f"wants a power of two from 4KiB to 1GiB, got {ring}; e.g. 8MiB")
     if not 1 <= config.capture.rings <= 16:
         raise ConfigError("capture.rings", f"wants 1 to 16, got {config.capture.rings}; e.g. 1")
     if not 0.001 <= config.capture.poll <= 1:

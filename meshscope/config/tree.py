@@ -29,7 +29,7 @@ from meshscope.config.kinds import (
 
 
 def _setting(default: object, kind: Kind, doc: str, flag: str = "", env: str = "", env_kind: Kind | None = None) -> Any:  # noqa: ANN401
-    """env: a variable of the OpenTelemetry specification that means the same; env_kind: if it is written otherwise."""
+    """flag: with its metavar. env: a variable of the specification that means the same; env_kind: if it is written otherwise."""
     metadata = {"kind": kind, "doc": doc, "flag": flag, "env": env, "env_kind": env_kind or kind}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -38,9 +38,9 @@ def _setting(default: object, kind: Kind, doc: str, flag: str = "", env: str = "
 class Select:
     """Which processes are watched. Nothing is, unless it is named here."""
 
-    pids: tuple[int, ...] = _setting((), PIDS, "Watch this process and its descendants, present and future.", "--pid")
-    exes: tuple[str, ...] = _setting((), LIST, "Watch every process whose executable's path matches this glob.", "--exe")
-    cgroups: tuple[str, ...] = _setting((), LIST, "Watch every process in this cgroup v2 directory or below it.", "--cgroup")
+    pids: tuple[int, ...] = _setting((), PIDS, "Watch this process and its descendants, present and future.", "--pid N")
+    exes: tuple[str, ...] = _setting((), LIST, "Watch every process whose executable's path matches this glob.", "--exe GLOB")
+    cgroups: tuple[str, ...] = _setting((), LIST, "Watch every process in this cgroup v2 directory or below it.", "--cgroup PATH")
     all: bool = _setting(False, SWITCH, "Watch every process on this node.", "--all")
 
     def __bool__(self) -> bool:
@@ -51,13 +51,18 @@ class Select:
 class Capture:
     """How bytes leave the kernel."""
 
-    ring_bytes: int = _setting(8 << 20, BYTES, "Size of one ring between kernel and agent, a power of two.", "--ring-bytes")
+    ring_bytes: int = _setting(8 << 20, BYTES, "Size of one ring between kernel and agent, a power of two.", "--ring-bytes SIZE")
     rings: int = _setting(1, COUNT, "Number of rings, 1 to 16; watched processes are spread over them.")
     poll: float = _setting(0.02, SECONDS, "Pause between two looks at the rings while little happens.")
     rung: str = _setting(
-        "auto", choice("auto", "tp_btf", "fexit"), "Socket hook; auto takes the best this kernel allows.", "--rung"
+        "auto",
+        choice("auto", "tp_btf", "fexit"),
+        "Socket hook; auto takes the best this kernel allows.",
+        "--rung auto|tp_btf|fexit",
     )
-    loader: str = _setting("auto", choice("auto", "libbpf", "bcc"), "What loads the programs into the kernel.", "--loader")
+    loader: str = _setting(
+        "auto", choice("auto", "libbpf", "bcc"), "What loads the programs into the kernel.", "--loader auto|libbpf"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Exchanges:
 class Trace:
     """Which exchanges become spans."""
 
-    sample: float = _setting(1.0, RATIO, "Share of traces exported, decided by trace id.", "--sample")
+    sample: float = _setting(1.0, RATIO, "Share of traces exported, decided by trace id.", "--sample RATIO")
     remote_per_second: int = _setting(100, COUNT, "Spans a second and service exported because a caller's header asks for it.")
 
 
@@ -92,14 +97,14 @@ class Metrics:
 class Otlp:
     """Export to an OpenTelemetry receiver; off while there is no endpoint."""
 
-    endpoint: str = _setting("", URL, "Receiver of spans and metrics.", "--otlp-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    endpoint: str = _setting("", URL, "Receiver of spans and metrics.", "--otlp-endpoint URL", "OTEL_EXPORTER_OTLP_ENDPOINT")
     traces_endpoint: str = _setting("", URL, "Receiver of spans, used as written.", "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     metrics_endpoint: str = _setting("", URL, "Receiver of metrics, used as written.", "", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
     protocol: str = _setting(
         "",
         choice("grpc", "http/protobuf"),
         "Transport; unset: by the port, 4317 is grpc.",
-        "--otlp-protocol",
+        "--otlp-protocol grpc|http/protobuf",
         "OTEL_EXPORTER_OTLP_PROTOCOL",
     )
     headers: tuple[tuple[str, str], ...] = _setting(
@@ -113,21 +118,23 @@ class Otlp:
 class Outputs:
     """Where results go besides OTLP."""
 
-    console: str = _setting("text", choice("text", "json", "none"), "What is printed to standard output.", "--output")
-    record: str = _setting("", PATH, "Write redacted exchanges to this file, one JSON document a line.", "--record")
-    record_raw: str = _setting(
-        "", PATH, "Write all that is captured, NOT redacted, to this new file, for replay.", "--record-raw"
+    console: str = _setting(
+        "text", choice("text", "json", "none"), "What is printed to standard output.", "--output text|json|none"
     )
-    prometheus: str = _setting("", ADDRESS, "Serve the metrics as Prometheus text here.", "--prometheus")
+    record: str = _setting("", PATH, "Write redacted exchanges to this file, one JSON document a line.", "--record FILE")
+    record_raw: str = _setting(
+        "", PATH, "Write all that is captured, NOT redacted, to this new file, for replay.", "--record-raw FILE"
+    )
+    prometheus: str = _setting("", ADDRESS, "Serve the metrics as Prometheus text here.", "--prometheus ADDR:PORT")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Budget:
     """What the agent may cost. Exceeded: it gives up spans, then headers, then TLS probes, and says so."""
 
-    cpu: float = _setting(1.0, CPUS, "CPU the agent may use, in cores; 0: no limit.", "--max-cpu")
-    memory: int = _setting(256 << 20, BYTES, "Memory the agent may use; 0: no limit.", "--max-memory")
-    traps_per_second: int = _setting(0, COUNT, "TLS probe hits a second and process; 0: no limit.", "--max-traps-per-second")
+    cpu: float = _setting(1.0, CPUS, "CPU the agent may use, in cores; 0: no limit.", "--max-cpu CORES")
+    memory: int = _setting(256 << 20, BYTES, "Memory the agent may use; 0: no limit.", "--max-memory SIZE")
+    traps_per_second: int = _setting(0, COUNT, "TLS probe hits a second and process; 0: no limit.", "--max-traps-per-second N")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,4 +149,4 @@ class Config:
     otlp: Otlp = dataclasses.field(default_factory=Otlp)
     outputs: Outputs = dataclasses.field(default_factory=Outputs)
     budget: Budget = dataclasses.field(default_factory=Budget)
-    duration: float = _setting(0.0, SECONDS, "Stop after this long; 0: run until told to stop.", "--duration")
+    duration: float = _setting(0.0, SECONDS, "Stop after this long; 0: run until told to stop.", "--duration S")

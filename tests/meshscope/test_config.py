@@ -55,7 +55,7 @@ def test_otel_variables_are_read_and_ours_win() -> None:
         ("- a", 'wants sections such as `capture:`, got ["a"]'),
         ("capture: {rings: true}", "capture.rings: wants a whole number, got true; e.g. 100"),
         ("capture: {rings: 99}", "capture.rings: wants 1 to 16, got 99; e.g. 1"),
-        ("capture: {ring_bytes: 5000000}", "capture.ring_bytes: wants a power of two from 64KiB to 1GiB, got 5000000; e.g. 8MiB"),
+        ("capture: {ring_bytes: 5000000}", "capture.ring_bytes: wants a power of two from 4KiB to 1GiB, got 5000000; e.g. 8MiB"),
         ("select: {pids: [0]}", "select.pids: wants process ids, got [0]; e.g. 4711"),
         ("otlp: {endpoint: collector}", 'otlp.endpoint: wants an http or https URL, got "collector"; e.g. http://127.0.0.1:4317'),
         ("a: b: c", "meshscope.yaml:1:5: not YAML: mapping values are not allowed here"),
