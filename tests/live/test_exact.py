@@ -19,6 +19,9 @@ from tests.live.wrk import wrk
 
 ROUNDS = 1 if SHORT else 8
 KEEP_ALIVE = 300 if SHORT else 20_000
+COMBINATIONS = [(server, tls) for server in ("nginx", "threaded", "prefork", "uvicorn", "uvloop") for tls in (False, True)]
+if SHORT:
+    COMBINATIONS = [("nginx", False), ("nginx", True), ("threaded", True), ("prefork", False), ("uvicorn", True)]
 pytestmark = pytest.mark.usefixtures("kernel_state")
 Lines = Callable[[], list[dict[str, Any]]]
 
@@ -42,8 +45,7 @@ def start(server: str, fleet: Fleet, file: Path, tls: bool) -> tuple[int, Lines]
     return port, lambda: read(log)
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("server", ["nginx", "threaded", "prefork", "uvicorn", "uvloop"])
+@pytest.mark.parametrize(("server", "tls"), COMBINATIONS, ids=["-".join((s, "tls" if t else "plain")) for s, t in COMBINATIONS])
 def test_mixed_set(server: str, tls: bool, fleet: Fleet, big_file: Path) -> None:
     port, lines = start(server, fleet, big_file, tls)
     driver = Driver(fleet, plan(server, port, tls, ROUNDS))
