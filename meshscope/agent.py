@@ -171,7 +171,7 @@ class Agent:
         )
         self.correlate = Correlate(key, config.trace.sample, config.trace.remote_per_second, stats)
         self.processes = Processes(source)
-        self._stages: tuple[Stage, ...] = (self.processes, self.correlate, Routes(config.exchanges.routes))
+        self._stages: tuple[Stage, ...] = (self.processes, self.correlate, Routes(config.exchanges.routes, stats))
         self._interval_ns = int(config.metrics.interval * 1e9)
         self._flush_ns = time.monotonic_ns() + self._interval_ns
 
