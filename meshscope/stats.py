@@ -32,6 +32,7 @@ COUNTERS.update(
         "metrics_exports_skipped": "Times the metric table was not sent because the export before was still under way.",
         "scrapes": "Times the metrics were fetched as Prometheus text.",
         "scrapes_refused": "Connections to the metrics address turned away because too many were open.",
+        "console_dropped": "Lines not printed because whoever reads standard output took nothing for too long.",
         "console_failed": "Exchanges not printed because standard output is gone.",
         "record_failed": "Exchanges not written to the record file because writing failed.",
     },
@@ -86,6 +87,17 @@ COUNTERS.update(
     },
 )
 
+
+# trace, route, budget
+COUNTERS.update(
+    {
+        "traceparent_invalid": "Requests with a traceparent that is not valid (W3C Trace Context): it was ignored.",
+        "remote_sampled_capped": "Exchanges whose caller asked for sampling beyond the rate cap of their service: our own decision held.",
+        "routes_collapsed": "Exchanges whose route is {other}: their service has more routes than are told apart.",
+        "budget_given_up": "Times something was given up to keep the agent's budget.",
+        "budget_taken_back": "Times something given up was taken back.",
+    },
+)
 
 # kernel: what the programs count, prefix kernel_ (kprobes/meshscope.h); copied from the maps once a second and at the end
 COUNTERS.update(

@@ -1,0 +1,147 @@
+"""Trace context: whose trace an exchange belongs to, its span id, its parent, whether it is exported. A stage.
+
+Sources: W3C Trace Context level 2 (traceparent, tracestate); OpenTelemetry's probability sampling in tracestate
+(`ot=th:`, consistent by the 56 random bits of the trace id). Ids that no header gives are one keyed hash of what both ends
+of an exchange see alike, so both ends, a second agent with the same key and a replay say the same. Nothing is inferred
+inside a process: without traceparent an incoming and an outgoing exchange of one service stay separate traces.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import Final
+
+from meshscope.model import CLIENT, Exchange, TraceContext
+from meshscope.stats import Stats
+
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_ZERO_TRACE: Final = "0" * 32
+_ZERO_SPAN: Final = "0" * 16
+_RANDOM_BITS: Final = 56
+_RANDOM: Final = (1 << _RANDOM_BITS) - 1
+_EXPLICIT_RANDOM: Final = re.compile(r"(?:^|;)rv:([0-9a-f]{14})(?:;|$)")
+_MEMBERS_MAX: Final = 32  # list members of a tracestate (W3C section 3.3.1.1)
+_SERVICES: Final = 4096
+
+Parent = tuple[bytes, bytes, bool]  # trace id, span id, sampled
+
+
+def parse(header: str) -> Parent | None:
+    """A traceparent (section 3.2); None if it is not valid. Later versions are read as far as this one knows them."""
+    found = _TRACEPARENT.fullmatch(header.strip(" \t"))
+    if found is None:
+        return None
+    version, trace, span, flags, more = found.groups()
+    if version == "ff" or (version == "00" and more) or trace == _ZERO_TRACE or span == _ZERO_SPAN:
+        return None
+    return bytes.fromhex(trace), bytes.fromhex(span), bool(int(flags, 16) & 1)
+
+
+def threshold(ratio: float) -> int:
+    """The rejection threshold of a sampling ratio: traces whose 56 random bits are at least this are kept."""
+    return min(max(round((1 - ratio) * (1 << _RANDOM_BITS)), 0), 1 << _RANDOM_BITS)
+
+
+class Correlate:
+    """Fills exchange.trace.
+
+    key:               bytes of the hash key.
+    ratio:             share of traces exported, by trace id.
+    remote_per_second: spans per second and service that are exported because a caller's sampled flag asks for it;
+                       beyond that our own decision holds.
+    With ratio 0 an exchange without traceparent gets no trace at all.
+    """
+
+    def __init__(self, key: bytes, ratio: float, remote_per_second: float, stats: Stats) -> None:
+        self._keyed = blake2b(digest_size=32, key=key)
+        self._n = stats.n
+        self._rate = float(remote_per_second)
+        self._buckets: dict[str | int, tuple[float, int]] = {}  # service -> tokens, when they were counted
+        self._nothing = ratio <= 0
+        self._threshold = threshold(ratio)
+        # Trailing zeros are left out, but one digit stays.
+        self._th = f"ot=th:{f'{self._threshold:014x}'.rstrip('0') or '0'}"
+
+    def __call__(self, exchanges: list[Exchange]) -> list[Exchange]:
+        for exchange in exchanges:
+            header = exchange.request.headers.get("traceparent")
+            if header is not None:
+                parent = parse(header)
+                if parent is not None:
+                    self._join(exchange, parent)
+                    continue
+                self._n["traceparent_invalid"] += 1
+            if not self._nothing:
+                self._begin(exchange)
+        return exchanges
+
+    def _begin(self, exchange: Exchange) -> None:
+        ids = self._ids(exchange)
+        trace = ids[:16]
+        sampled = int.from_bytes(trace[9:], "big") >= self._threshold
+        if exchange.role == CLIENT:
+            exchange.trace = TraceContext(trace, ids[16:24], b"", sampled, self._th)
+        else:
+            exchange.trace = TraceContext(trace, ids[24:], ids[16:24] if exchange.peer_seen else b"", sampled, self._th)
+
+    def _join(self, exchange: Exchange, parent: Parent) -> None:
+        trace, span, asked = parent
+        state = exchange.request.headers.get("tracestate", "")
+        sampled = asked
+        if asked and not self._allowed(exchange):
+            self._n["remote_sampled_capped"] += 1
+            sampled = self._random(trace, state) >= self._threshold
+            state = with_threshold(state, self._th) if sampled else state
+        ids = self._ids(exchange)
+        if exchange.role == CLIENT:
+            exchange.trace = TraceContext(trace, ids[16:24], span, sampled, state)
+        else:
+            exchange.trace = TraceContext(trace, ids[24:], ids[16:24] if exchange.peer_seen else span, sampled, state)
+
+    def _ids(self, exchange: Exchange) -> bytes:
+        """16 bytes of trace id, 8 of the client's span id, 8 of the server's."""
+        joint = exchange.joint
+        if joint is None:
+            client, server, request = exchange.client, exchange.server, exchange.request
+            alone = f"{exchange.role}|{client.address}|{client.port}|{server.address}|{server.port}|{request.stream}|{request.ts}"
+            name = alone.encode()
+        elif isinstance(joint[0], bytes):
+            name = b"%b|%d" % (joint[0], joint[1])
+        else:
+            name = b"%b|%d|%d|%d" % (joint[0].encode(), joint[1], joint[2], joint[3])
+        hashed = self._keyed.copy()
+        hashed.update(name)
+        return hashed.digest()
+
+    @staticmethod
+    def _random(trace: bytes, state: str) -> int:
+        for member in state.split(",")[:_MEMBERS_MAX]:
+            name, _, text = member.strip().partition("=")
+            if name == "ot" and (found := _EXPLICIT_RANDOM.search(text)):
+                return int(found[1], 16)
+        return int.from_bytes(trace[9:], "big") & _RANDOM
+
+    def _allowed(self, exchange: Exchange) -> bool:
+        """Take a token of the service's bucket, which holds one second's worth, in record time."""
+        process = exchange.process
+        service = process.workload.name if process is not None else exchange.tgid
+        tokens, then = self._buckets.get(service, (self._rate, exchange.end_ns))
+        tokens = min(self._rate, tokens + max(exchange.end_ns - then, 0) * self._rate / 1e9)
+        allowed = tokens >= 1
+        if len(self._buckets) >= _SERVICES and service not in self._buckets:
+            del self._buckets[next(iter(self._buckets))]
+        self._buckets[service] = (tokens - 1 if allowed else tokens, max(then, exchange.end_ns))
+        return allowed
+
+
+def with_threshold(state: str, ours: str) -> str:
+    """A tracestate with our `ot` member first; `rv` of an existing one is kept, the other members follow in order."""
+    members = [member.strip() for member in state.split(",") if member.strip()]
+    for index, member in enumerate(members):
+        if member.startswith("ot="):
+            del members[index]
+            rest = [part for part in member[3:].split(";") if part and not part.startswith("th:")]
+            ours = ";".join((ours, *rest))
+            break
+    return ",".join([ours, *members][:_MEMBERS_MAX])
