@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from meshscope.capture import abi
-from meshscope.flow.connection import SPEAKING, Connection, Opening, Record, Speech, read_opening
+from meshscope.flow.connection import DETECTING, SPEAKING, Connection, Opening, Record, Speech, read_opening
 from meshscope.flow.detect import Detector
 from meshscope.flow.limits import Limits
 from meshscope.flow.reading import Reader
@@ -181,11 +181,11 @@ class Flow:
             self._n["records_of_unknown_kind"] += 1
 
     def _new(self, ident: int, src: int, shard: int, tgid: int) -> Connection:
+        while len(self.connections) >= self._limits.connections:
+            self._evict()
         c = self.connections[ident] = Connection(ident, src, shard, tgid)
         if src == abi.TLS:
             self._sessions.setdefault(tgid, {})[ident] = None
-        while len(self.connections) > self._limits.connections:
-            self._evict()
         return c
 
     def _evict(self) -> None:
@@ -226,7 +226,7 @@ class Flow:
             if ident in self._retired and about.started_ns <= self._retired[ident]:
                 return  # announced again, because bytes were read after it was closed
             c = self._new(ident, src, shard, tgid)
-            c.last_ns = ts
+            c.last_ns = c.touched_ns = ts
         elif c.state == SPEAKING or c.closing is not None:
             return
         c.opened(about)
@@ -251,8 +251,10 @@ class Flow:
         if socket is not None:
             self._attach(session, socket)
         else:
+            session.unbound = True
             self._n["tls_sessions_unbound"] += 1
-            self._unbound[session.tgid] = self._unbound.get(session.tgid, 0) + 1
+            if session.tgid in self._unbound or len(self._unbound) < self._limits.processes:
+                self._unbound[session.tgid] = self._unbound.get(session.tgid, 0) + 1
 
     def _attach(self, session: Connection, socket: Connection) -> None:
         session.socket, socket.session = socket, session
@@ -260,6 +262,11 @@ class Flow:
         socket.tls = socket.carried = True
         self._n["tls_sessions_bound"] += 1
         self._handshakes.done(socket)
+        if session.unbound:
+            session.unbound = False
+            self._unbound[session.tgid] = max(self._unbound.get(session.tgid, 0) - 1, 0)
+        if socket.state == DETECTING:
+            self._reader.leave(socket)  # joined too late for its handshake
         if session.role is None:
             session.role = socket.role
         elif socket.role is None:

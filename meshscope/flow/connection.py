@@ -157,6 +157,7 @@ class Connection:
         "told",  # the kernel holds a verdict
         "touched_ns",  # last_ns when eviction last passed by
         "turns",  # changes of direction while nothing is recognised
+        "unbound",  # TLS session: its socket was looked for in vain
         "unrecognised",  # bytes of the same time
         "way",  # direction of the last unrecognised record
     )
@@ -194,7 +195,7 @@ class Connection:
         self.doubts: tuple[str, ...] = ()
         self.held: deque[Record] = deque()
         self.held_bytes = 0
-        self.alarm = self.told = self.carried = self.again = False
+        self.alarm = self.told = self.carried = self.again = self.unbound = False
         self.srtt_us = self.retransmits = 0
         self.errors = 0
         self.handover: Handover | None = None

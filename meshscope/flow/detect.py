@@ -158,6 +158,7 @@ class Detector:
         found, random = hello(head)
         if found == CLIENT_HELLO:
             c.role = c.role or (CLIENT if sent else SERVER)
+            c.heads[r.way] = head[:6]  # enough to find it again; the rest of this direction does not matter
             return
         if found == SERVER_HELLO:
             c.role = c.role or (SERVER if sent else CLIENT)

@@ -92,11 +92,14 @@ def test_open_requests_are_bounded_and_the_oldest_goes_first() -> None:
 
 
 def test_a_request_given_up_before_its_end_does_not_come_back() -> None:
-    tape = Tape().open(1).data(1, RX, b"ASK /a 5\n12").open(2).open(3)
+    tape = Tape().open(1).data(1, RX, b"ASK /a 5\n12")
+    for conn in (2, 3, 4):
+        tape.open(conn).data(conn, RX, b"ASK")
     run = Run(limits=Limits(connections=2)).take(tape.data(1, RX, b"345"))
     assert run.outcomes == ["unknown"]
     run.finish()
     assert run.stats.n["messages"] == 1
+    assert run.stats.n["connections_without_open"] == 1
 
 
 def test_the_gauge_forgets_processes_that_ended() -> None:
