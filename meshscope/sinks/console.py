@@ -1,13 +1,16 @@
 """Exchanges on standard output: aligned columns for people, JSON lines for programs.
 
-Each batch is written and flushed as it comes (the loop hands one over at least every 200 ms while there is any), so nothing
-waits here. A reader that is slow slows us down by its own wish; one that went away ends the run.
+Each batch is written as it comes (the loop hands one over at least every 200 ms while there is any), so nothing waits here. A
+slow reader slows us down by its own wish; one that takes nothing for five seconds misses lines, which are counted, until it
+reads again; one that went away ends the run.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Final, Literal
@@ -33,6 +36,9 @@ _MAGENTA: Final = "\x1b[35m"
 _OUTCOMES: Final = {"ok": _GREEN, "client_error": _YELLOW, "server_error": _BOLD + _RED, "aborted": _MAGENTA, "unknown": _DIM}
 _WORDS: Final = {"unknown": "?", "aborted": "aborted"}  # where the code would not tell what happened
 _SLOW_NS: Final = ((10**9, _RED), (10**8, _YELLOW))  # where a duration is worth a colour
+
+_PATIENCE_MS: Final = 5000  # with a reader that takes nothing
+_PIECE: Final = 4096  # PIPE_BUF: so much fits when a pipe says that it is writable
 
 _PLAIN_COLUMNS: Final = 160  # layout where there is no terminal to ask
 
@@ -118,6 +124,33 @@ class Layout:
         return f"{colour}{text}{_RESET}" if self._colour and colour and text else text
 
 
+class Descriptor:
+    """Whole lines to a descriptor that others share, so it stays blocking; never waits long for its reader."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._begun = b""  # the rest of a line that was written in part
+        self._patience_ms = _PATIENCE_MS
+
+    def write(self, lines: bytes) -> int:
+        """Write what fits; returns how many lines are lost. Raises OSError."""
+        data = memoryview(self._begun + lines)
+        done = 0
+        whole = not self._begun
+        while done < len(data):
+            if not self._poll.poll(self._patience_ms):
+                self._patience_ms = 0  # until it moves
+                break
+            done += os.write(self._fd, data[done : done + _PIECE])
+            whole = data[done - 1] == ord("\n")
+            self._patience_ms = _PATIENCE_MS
+        left = bytes(data[done:])
+        self._begun = b"" if whole else left[: left.index(b"\n") + 1]
+        return left.count(b"\n", len(self._begun))
+
+
 class Console:
     """Prints exchanges to ``stream``; what is written is UTF-8 in any locale.
 
@@ -133,7 +166,11 @@ class Console:
         *,
         colour: bool = False,
     ) -> None:
-        self._out = stream
+        try:
+            stream.flush()
+            self._out: Descriptor | BinaryIO = Descriptor(stream.fileno())
+        except io.UnsupportedOperation:
+            self._out = stream
         self._stats = stats
         self._stop = stop
         self._format = format
@@ -151,8 +188,10 @@ class Console:
             return
         try:
             data = b"".join(map(line, exchanges)) if self._format == "json" else self._text(exchanges).encode()
-            self._out.write(data)
-            self._out.flush()
+            if isinstance(self._out, Descriptor):
+                self._stats.n["console_dropped"] += self._out.write(data)
+            else:
+                self._out.write(data)
         except OSError as error:
             self._stats.n["console_failed"] += len(exchanges)
             self._give_up(error)
@@ -183,10 +222,6 @@ class Console:
         self._gone = True
         if not isinstance(error, BrokenPipeError):
             logger.error("printing exchanges ends: %s", error.strerror)
-        try:  # what is buffered must not raise once more when the interpreter ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), self._out.fileno())
-        except OSError:
-            logger.debug("standard output is no descriptor")
         self._stop()
 
 

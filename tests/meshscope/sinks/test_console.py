@@ -8,12 +8,13 @@ import re
 import struct
 import termios
 from collections.abc import Iterator
-from fcntl import ioctl
+from fcntl import F_SETPIPE_SZ, fcntl, ioctl
 from typing import BinaryIO
 
 import pytest
 
 from meshscope.model import CLIENT, SERVER, Workload
+from meshscope.sinks import console
 from meshscope.sinks.console import Console, Layout, breadth, cut, duration, pad, size, wants_colour
 from meshscope.stats import Stats
 from tests.meshscope.exchanges import exchange
@@ -59,8 +60,35 @@ def test_a_reader_that_went_away_ends_the_run_once_and_quietly(pipe: Pipe, caplo
     assert pipe.stopped == 1
     assert pipe.stats.n["console_failed"] == 6
     assert caplog.records == []
-    pipe.out.write(b"x")
-    pipe.out.flush()  # goes nowhere, and raises nothing when the interpreter ends
+
+
+def test_a_reader_that_takes_nothing_misses_whole_lines_and_reads_on(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_PATIENCE_MS", 10)
+    room = fcntl(pipe.reader, F_SETPIPE_SZ, 4096)
+    sent, got = 0, b""
+    for i in range(60):
+        if i in {20, 40}:  # it wakes up
+            got += os.read(pipe.reader, room)
+        pipe.console.emit([exchange(target=f"/{i}"), exchange(target=f"/{i}/b")])
+        sent += 2
+    while pipe.console._out._begun or not got.endswith(b"\n"):  # type: ignore[union-attr]
+        got += os.read(pipe.reader, room)
+        pipe.console.emit([exchange(target="/last")])
+        sent += 1
+    got += os.read(pipe.reader, 65536)
+    targets = [json.loads(text)["request"]["target"] for text in got.splitlines()]
+    assert pipe.stopped == 0
+    assert targets[:2] == ["/0", "/0/b"]
+    assert len(targets) + pipe.stats.n["console_dropped"] == sent
+    assert pipe.stats.n["console_dropped"] > 50
+    os.close(pipe.reader)
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_is_whole(pipe: Pipe) -> None:
+    target = "/" + "x" * 20_000
+    pipe.console.emit([exchange(target=target)])
+    assert json.loads(pipe.read())["request"]["target"] == target
+    os.close(pipe.reader)
 
 
 def test_a_full_disk_ends_the_run_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
