@@ -58,7 +58,11 @@ _SHAPE: Final = re.compile(rf"{_KNOWN}|{_DIGITS}|{_MIXED}")
 _TEXT_SHAPE: Final = re.compile(
     rf"{_KNOWN}|(?<![\w.])\d(?:[ -]?\d){{8,}}|(?=[\w+]{{0,64}}\d)(?=[\w+]{{0,64}}[A-Za-z])[\w+]{{24,}}={{0,2}}"
 )
-_SUSPICIOUS: Final = re.compile(r"[^!$&'()*+,\-./0-9A-Z_a-z~]|\d{9}|[^/]{16}|(?:\d[.-]?){9}|/(?i:token|password|secret|otp)/")
+# Most targets: short words and short numbers, and a page number at most. Says nothing about what it does not match.
+_HARMLESS: Final = re.compile(
+    r"(?:/(?!(?i:token|password|secret|otp|api-?key)/)(?:[A-Za-z_.-]{0,15}|[A-Za-z]?\d{1,8})(?![^/?]))+"
+    r"(?:\?(?:id|page|limit|offset|size|n)=\d{1,8})?"
+).fullmatch
 _SECRET_PARENT: Final = frozenset({"token", "password", "secret", "otp", "apikey", "api-key"})
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _VALUE_MAX: Final = 128  # characters of a query value or segment; what is longer is no word
@@ -68,7 +72,7 @@ _REMEMBERED: Final = 4096
 
 def target(text: str) -> str:
     """A request target of any form (RFC 9112 section 3.2) without user-info, secret segments and secret query values."""
-    if _SUSPICIOUS.search(text) is None:
+    if _HARMLESS(text) is not None:
         return text
     text = _USER_INFO.sub(f"{REDACTED}@", _printable(text))
     start = text.find("://") + 3 if "://" in text[:12] else 0
@@ -113,7 +117,7 @@ class Redactor:
     def __call__(self, message: Message) -> None:
         """Idempotent."""
         text = message.target
-        if text is not None and (self._raw or _SUSPICIOUS.search(text) is not None):
+        if text is not None and _HARMLESS(text) is None:
             done = self._targets.get(text)
             if done is None:
                 if len(self._targets) >= _REMEMBERED:
