@@ -19,7 +19,7 @@ COUNTERS.update(
         "series_overflowed": "Exchanges counted in an overflow row because the metric table was full.",
         "series_expired": "Rows of the metric table forgotten because nothing was counted in them for long.",
         "spans_offered": "Exchanges handed to the span exporter.",
-        "spans_sampled_out": "Exchanges that are not exported as spans because their trace is not sampled, or the budget forbids it.",
+        "spans_sampled_out": "Exchanges not exported as spans because their trace is not sampled, or the budget forbids it.",
         "spans_shed": "Of those sampled out, the ones whose trace was sampled: withheld to keep the budget.",
         "spans_dropped": "Sampled exchanges dropped because the queue of the span exporter was full or the agent stopped.",
         "spans_exported": "Spans that the receiver accepted.",
@@ -92,7 +92,7 @@ COUNTERS.update(
 COUNTERS.update(
     {
         "traceparent_invalid": "Requests with a traceparent that is not valid (W3C Trace Context): it was ignored.",
-        "remote_sampled_capped": "Exchanges whose caller asked for a span beyond the rate cap of their service: our own decision held.",
+        "remote_sampled_capped": "Exchanges whose caller asked for a span beyond their service's rate cap: our own decision held.",
         "routes_collapsed": "Exchanges whose route is {other}: their service has more routes than are told apart.",
         "budget_given_up": "Times something was given up to keep the agent's budget.",
         "budget_taken_back": "Times something given up was taken back.",
