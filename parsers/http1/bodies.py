@@ -230,16 +230,17 @@ class Half:
     def expect(self, data: bytes, pos: int, _ts: int, out: Out) -> int:
         """Tell a body from the next message, where it may have stayed away.
 
-        Requests: the client announced Expect: 100-continue and got its final answer first (RFC 9110 section 10.1.1).
+        Requests: the client announced Expect: 100-continue and got its final answer first (RFC 9110 section 10.1.1);
+        whether we saw that answer or not.
         Responses: nobody knows what was asked; it may have been HEAD.
         """
-        if self.which == RESPONSES or self.early:
-            verdict = heads.sniff(data[pos : pos + heads.MAX_VALUE])
-            if verdict == WANTED[self.which]:
-                self.finish(self._reading(), COMPLETE, self.body[2], out)
-                return pos
-            if verdict == Verdict.MAYBE:
-                return WAIT
+        state, length, ended = self.body
+        verdict = heads.sniff(data[pos : pos + heads.MAX_TARGET])
+        if verdict == WANTED[self.which]:
+            self.finish(self._reading(), COMPLETE, ended, out)
+            return pos
+        if verdict == Verdict.MAYBE and (self.early or state != COUNTED or len(data) - pos < length):
+            return WAIT
         self.start(self.base + pos)
         return pos
 

@@ -20,8 +20,11 @@ from parsers.base import ProtocolError, Verdict
 MAX_HEAD: Final = 64 * 1024
 # Field lines of one head whose values are kept; framing is read from all. Node.js keeps 2000, Apache 100.
 MAX_FIELDS: Final = 2000
-# Characters kept of one value or target. Apache and nginx take 8 KiB request lines; RFC 9110 section 4.1 asks for 8000 octets.
-MAX_VALUE: Final = 8192
+# Bytes kept of one target. Apache and nginx take 8 KiB request lines; RFC 9110 section 4.1 asks for 8000 octets.
+# A head of at most this size is kept as it is.
+MAX_TARGET: Final = 8192
+# Characters kept of one value of a larger head. tracestate may have 512, a name of DNS 255.
+MAX_VALUE: Final = 2048
 # Bytes of one line that opens a chunk, extensions included. Go: 4096.
 MAX_CHUNK_LINE: Final = 4096
 # Bytes of one trailer section; as a head.
@@ -57,11 +60,13 @@ _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 BLANK: Final = ("", "")  # what `Fields` says of a line that has nothing in it,
 FOLD: Final = (" ", "")  # of one that continues the line before (RFC 9112 section 5.2),
 FAULT: Final = (":", "")  # and of a framing field that is not written as one (section 5.1)
-UNUSUAL: Final = frozenset({"", " ", ":"})  # their names
+_MARKS: Final = frozenset({"", " ", ":"})  # their names
 
 _FRAMING: Final = ("content-length", "transfer-encoding")
-# Not remembered: different every time, or nobody's business.
-_FORGOTTEN: Final = frozenset({"traceparent", "authorization", "proxy-authorization", "cookie", "set-cookie"})
+_SECRET: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})  # never remembered
+_IDENTIFIER: Final = re.compile(rb"[0-9A-Za-z_-]{16}")
+_MANY_IDS: Final = 32  # identifiers of one field, then it is not remembered any more
+_MEMO_NAMES: Final = 256
 _MEMO_LINES: Final = 2048  # entries of one memo, then it starts again: about 0.5 MB
 _MEMO_BYTES: Final = 160  # longer lines are not remembered
 
@@ -109,31 +114,55 @@ def printable(raw: bytes) -> str:
 class Fields(dict[bytes, tuple[str, str] | None]):
     """Field line -> (lower-case name, value) where it is wanted, None where not; a bounded memo.
 
-    `keep` None: every field is wanted. The framing fields always are; `kept` says whether the caller sees them, too.
-    The lines come without LF and with or without the CR before it.
+    `keep` None: every field is wanted. The framing fields always are; `hidden` names those that the caller does not
+    want to see. The lines come without LF and with or without the CR before it.
+
+    A field that carries identifiers is not remembered: it is different every time.
+
+    odd: BLANK, FOLD or FAULT was given; whoever looks sets it back.
     """
 
     def __init__(self, keep: frozenset[str] | None) -> None:
         super().__init__()
+        self.odd = False
         self._keep = keep
         wanted = (keep or frozenset()).union(_FRAMING)
         self._names = {spelt.encode("latin-1"): name for name in wanted for spelt in (name, name.title())}
+        self._volatile: dict[bytes, str | None] = {}  # name as sent -> name, or None where it is not wanted
+        self._ids: dict[bytes, int] = {}  # name as sent -> identifiers met
         self.hidden = tuple(name for name in _FRAMING if keep is not None and name not in keep)
 
     def __missing__(self, line: bytes) -> tuple[str, str] | None:
         raw, colon, value = line.partition(b":")
-        name = self._names.get(raw)
-        if name is None:
-            name = self._name(raw, colon)
-            if name[:1] in {"", " ", ":"}:
-                return {"": BLANK, " ": FOLD, ":": FAULT}[name[:1]]
+        if raw in self._volatile:
+            known = self._volatile[raw]
+            if known is None:
+                return None
+            text = value.strip(b" \t\r").decode("latin-1")
+            return (known, text if text.isprintable() else printable(value.strip(b" \t\r")))
+        name = self._names.get(raw) or self._name(raw, colon)
+        if name in _MARKS:
+            self.odd = True
+            return (name, "")
         wanted = name != "?" and (self._keep is None or name in self._keep or name in _FRAMING)
         field = (name, printable(value.strip(b" \t\r"))) if wanted else None
-        if len(line) <= _MEMO_BYTES and name != "?" and name not in _FORGOTTEN:
+        if len(line) <= _MEMO_BYTES and name != "?" and name not in _SECRET:
             if len(self) >= _MEMO_LINES:
                 self.clear()
             self[line] = field
+            if _IDENTIFIER.search(value):
+                self._count_id(raw, name if wanted else None)
         return field
+
+    def _count_id(self, raw: bytes, name: str | None) -> None:
+        ids = self._ids
+        ids[raw] = ids.get(raw, 0) + 1
+        if ids[raw] >= _MANY_IDS:
+            self._volatile[raw] = name
+        if ids[raw] >= _MANY_IDS or len(ids) > _MEMO_NAMES:
+            ids.clear()
+        if len(self._volatile) > _MEMO_NAMES:
+            self._volatile.clear()
 
     def _name(self, raw: bytes, colon: bytes) -> str:
         """Name as looked up; "" blank line, " " folded, ":" fault, "?" not a field."""
@@ -178,12 +207,14 @@ def read_fields(lines: list[bytes], fields: Fields) -> tuple[dict[str, str], boo
         else:
             whole.append(line)
     found = [field for field in map(fields.__getitem__, whole[:MAX_FIELDS]) if field and field not in {BLANK, FOLD}]
+    large = sum(map(len, whole)) > MAX_TARGET
     beyond = map(fields.__getitem__, whole[MAX_FIELDS:])
     found += [field for field in beyond if field and (field[0] in _FRAMING or field == FAULT)]
+    fields.odd = False
     if FAULT in found:
         raise ProtocolError("framing field with blanks before its colon")
     headers = joined(found)
-    long = [name for name, value in headers.items() if len(value) > MAX_VALUE and name not in _FRAMING]
+    long = [name for name, value in headers.items() if large and len(value) > MAX_VALUE and name not in _FRAMING]
     for name in long:
         headers[name] = headers[name][:MAX_VALUE]
     return headers, bool(long) or len(whole) > MAX_FIELDS
@@ -242,7 +273,7 @@ def request_line(line: bytes) -> tuple[str, str, str, bool]:
         method = raw.decode("ascii")
     if not target:
         raise ProtocolError("request without target")
-    return method, printable(target[:MAX_VALUE]), version, len(target) > MAX_VALUE
+    return method, printable(target[:MAX_TARGET]), version, len(target) > MAX_TARGET
 
 
 class Statuses(dict[bytes, tuple[str, int]]):
@@ -257,6 +288,18 @@ class Statuses(dict[bytes, tuple[str, int]]):
             raise ProtocolError("not a status line")
         found = self[start] = (f"1.{match[1].decode()}", int(match[2]))
         return found
+
+
+class Lengths(dict[str, int]):
+    """Content-Length -> bytes where it is one plain number, else -1; a bounded memo for the fast path."""
+
+    def __missing__(self, text: str) -> int:
+        if not text.isdecimal() or len(text) > MAX_DIGITS:
+            return -1
+        if len(self) >= _MEMO_LINES:
+            self.clear()
+        size = self[text] = int(text)
+        return size
 
 
 def chunk_size(data: bytes, pos: int, end: int) -> int:

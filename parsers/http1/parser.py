@@ -47,6 +47,10 @@ _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 _VERSIONS: Final = heads.VERSIONS
 _METHODS: Final = heads.METHODS
 _statuses: Final = heads.Statuses()
+_MAX_TARGET: Final = heads.MAX_TARGET
+_lengths: Final = heads.Lengths()
+_BODILESS: Final = frozenset({*range(100, 200), 204, 304})
+_BODILESS_VERBS: Final = frozenset({"HEAD", "CONNECT"})
 
 
 class Parser:
@@ -56,13 +60,14 @@ class Parser:
     skip: per half, the offset up to which no byte is needed; set in counted bodies only.
     """
 
-    __slots__ = ("_fields", "_halves", "_pairs", "skip")
+    __slots__ = ("_fields", "_halves", "_hides_length", "_pairs", "skip")
 
     def __init__(self, keep: Iterable[str] | None = None) -> None:
         self.skip = [0, 0]
         self._fields = heads.fields_for(keep)
         self._halves = (Half(REQUESTS, self.skip, self._fields), Half(RESPONSES, self.skip, self._fields))
         self._pairs = Pairs(self._halves)
+        self._hides_length = "content-length" in self._fields.hidden
 
     @property
     def at(self) -> tuple[int, int]:
@@ -160,23 +165,26 @@ class Parser:
         except (ValueError, KeyError):
             return self._unusual(h, data, pos, ts, out)
         del lines[0]
-        found = list(filter(None, map(self._fields.__getitem__, lines)))
+        fields = self._fields
+        found = list(filter(None, map(fields.__getitem__, lines)))
         headers = dict(found)
         target = raw.decode("latin-1")
-        if (
-            len(found) != len(headers)
-            or not heads.UNUSUAL.isdisjoint(headers)
-            or stop - pos > heads.MAX_VALUE
-            or not target.isprintable()
-            or not target
-        ):
+        if len(found) != len(headers) or fields.odd or stop - pos > _MAX_TARGET or not target.isprintable() or not target:
             return self._unusual(h, data, pos, ts, out)
         message = Message(REQUESTS, self._pairs.count, ts if pos >= h.fresh else h.held_ts, h.base + pos)
         message.verb = method
         message.target = target
         message.version = number
         message.headers = headers
-        return self._ask(h, message, lines, data, stop + 4, ts, out)
+        pairs = self._pairs
+        if pairs.careful or "content-length" in headers or "transfer-encoding" in headers or method == "CONNECT":
+            return self._ask(h, message, lines, data, stop + 4, ts, out)
+        pairs.append(message)
+        message.end_ts = ts
+        message.ending = COMPLETE
+        message.final = True
+        out.append(message)
+        return stop + 4
 
     def _response(self, h: Half, data: bytes, pos: int, ts: int, out: Out) -> int:
         """Read the head of a response, and its body if it is all there."""
@@ -189,18 +197,41 @@ class Parser:
         except ProtocolError:
             return self._unusual(h, data, pos, ts, out)
         del lines[0]
-        found = list(filter(None, map(self._fields.__getitem__, lines)))
+        fields = self._fields
+        found = list(filter(None, map(fields.__getitem__, lines)))
         headers = dict(found)
-        if len(found) != len(headers) or not heads.UNUSUAL.isdisjoint(headers) or stop - pos > heads.MAX_VALUE:
+        if len(found) != len(headers) or fields.odd or stop - pos > _MAX_TARGET:
             return self._unusual(h, data, pos, ts, out)
         message = Message(RESPONSES, ORPHAN, ts if pos >= h.fresh else h.held_ts, h.base + pos)
         message.version = version
         message.status = status
         message.headers = headers
-        return self._answer(h, message, lines, data, stop + 4, ts, out)
+        pairs = self._pairs
+        size = _lengths[headers["content-length"]] if "content-length" in headers else len(data)
+        end = stop + 4 + size
+        if (
+            end > len(data)
+            or size < 0
+            or "transfer-encoding" in headers
+            or pairs.careful
+            or not pairs.open
+            or pairs.open[0].verb in _BODILESS_VERBS
+            or status in _BODILESS
+        ):
+            return self._answer(h, message, lines, data, stop + 4, ts, out)
+        pairs.take(message)
+        if self._hides_length:
+            del headers["content-length"]
+        message.size = size
+        message.end_ts = ts
+        message.ending = COMPLETE
+        message.final = True
+        out.append(message)
+        return end
 
     def _unusual(self, h: Half, data: bytes, pos: int, ts: int, out: Out) -> int:
         """Read a head the long way: incomplete, too long, folded, repeated, LF alone, a method of its own, or no head."""
+        self._fields.odd = False
         start = len(data) - len(data[pos:].lstrip(b"\r\n"))
         if start > pos:  # empty lines before a message are passed over (RFC 9112 section 2.2)
             return start
@@ -208,7 +239,7 @@ class Parser:
         truncated = stop < 0
         if truncated:
             if len(data) - pos < heads.MAX_HEAD:
-                if heads.may_begin(data[pos : pos + heads.MAX_VALUE], request=h.which == REQUESTS):
+                if heads.may_begin(data[pos : pos + heads.MAX_TARGET], request=h.which == REQUESTS):
                     return WAIT
                 return self._reject(h, pos)
             end = stop = data.rfind(b"\n", pos, pos + heads.MAX_HEAD)
@@ -239,7 +270,10 @@ class Parser:
         self, h: Half, message: Message, lines: list[bytes], data: bytes, end: int, ts: int, out: Out, more: bool = False
     ) -> int:
         """Take a request whose head ends at `end`; `more`: the head goes on, but no more of it is read."""
-        self._pairs.ask(message)
+        if self._pairs.careful:
+            self._pairs.ask(message)
+        else:
+            self._pairs.append(message)
         headers = message.headers
         length = 0
         if "content-length" in headers or "transfer-encoding" in headers:
@@ -269,7 +303,7 @@ class Parser:
                 raise ProtocolError("endless interim answer")
             self._pairs.interim(status)
             return end
-        request = self._pairs.answer(message)
+        request = self._pairs.answer(message) if self._pairs.careful or not self._pairs.open else self._pairs.take(message)
         if status == 101 or (status < 300 and request is not None and request.verb == "CONNECT"):
             return self._switch(h, message, request, lines, end, ts, out)
         headers = message.headers
@@ -335,7 +369,7 @@ class Parser:
         place = pos
         while place >= 0:
             start = total - len(data[place:].lstrip(b"\r\n"))
-            verdict = heads.sniff(data[start : start + heads.MAX_VALUE]) if start < total else Verdict.NO
+            verdict = heads.sniff(data[start : start + heads.MAX_TARGET]) if start < total else Verdict.NO
             if verdict == Verdict.MAYBE:
                 return start if start > pos else WAIT
             if verdict == WANTED[h.which]:
