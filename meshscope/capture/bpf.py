@@ -30,6 +30,7 @@ _RINGBUF_TYPE: Final = 27  # BPF_MAP_TYPE_RINGBUF
 _OBJECT_BYTES: Final = 4096  # of an SSL object: the server random lies in its first KiB (OpenSSL 3.0: struct ssl_st.s3)
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
+_SESSION_KEY: Final = struct.Struct("<QII")  # struct ms_session_key: SSL object, tgid
 _CLOCK_EVERY_NS: Final = 1_000_000_000
 
 
@@ -166,6 +167,17 @@ class BpfSource:
             if self._library.bpf_map_lookup_elem(fd, key, value) == 0:
                 found[_U32.unpack(key)[0]] = abi.WATCHED.unpack(value.raw)[2]
         return found
+
+    def forget_sessions(self, tgid: int) -> None:
+        """TLS calls of a process went by unseen: its SSL objects begin new sessions, with positions from 0."""
+        fd, mine = self._maps["sessions"], []
+        key, following = None, ctypes.create_string_buffer(_SESSION_KEY.size)
+        while self._library.bpf_map_get_next_key(fd, key, following) == 0:
+            key = following.raw
+            if _SESSION_KEY.unpack(key)[1] == tgid:
+                mine.append(key)
+        for key in mine:
+            self._library.bpf_map_delete_elem(fd, key)
 
     def attach_uprobe(self, program: str, pid: int, path: str, offset: int, *, retprobe: bool, cookie: int) -> Link:
         """Probe `offset` (bytes into the file) of `path` in one process; for pid -1 in all that map it. Raises CaptureError."""

@@ -58,9 +58,14 @@ def _stat(pid: int) -> list[bytes]:
 
 
 def started(pid: int) -> int | None:
-    """Start time in clock ticks since boot: with the pid it names a process for good. None: gone, or a zombie."""
+    """Start time in clock ticks since boot: with the pid it names a process for good. None: gone, or a zombie.
+
+    A first thread that ended is a zombie, too, but the process lives on in the others.
+    """
     fields = _stat(pid)
-    return int(fields[19]) if len(fields) > 19 and fields[0] not in {b"Z", b"X"} else None
+    if len(fields) < 20 or (fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1):
+        return None
+    return int(fields[19])
 
 
 def children() -> dict[int, list[int]]:

@@ -1,0 +1,208 @@
+"""Which TLS library is probed for whom, and exactly that many links.
+
+A file is probed as a whole ahead of its users, so that even the shortest-lived is seen, but only while everyone who maps
+it is selected; otherwise each selected process has probes of its own, and nobody else pays for a trap. When a stranger
+turns up, the probes of the processes are in place before those of the file go: kprobes/openssl.bpf.c tells a call once
+that two attachments see.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from typing import Final, NamedTuple, Protocol
+
+from meshscope.capture import CaptureError
+from meshscope.capture.libraries import Libraries, Opened, Refused, forbids_return_probes, return_probes_may_kill
+from meshscope.capture.processes import Mapping, started
+from meshscope.stats import COUNTERS, Stats
+
+COUNTERS.update(
+    {
+        "tls_refused_gone": "TLS libraries not probed because the mapped file cannot be reached: deleted or replaced on disk.",
+        "tls_refused_shape": "TLS libraries not probed because the file is none that can be: no ELF, no symbols.",
+        "tls_refused_changed": "TLS libraries not probed because their code is not what it was when it was examined.",
+        "tls_refused_unsafe": "TLS libraries not probed because a return probe would kill the process on this kernel.",
+        "tls_refused_kernel": "TLS libraries not probed because the kernel refused a probe.",
+        "tls_attached": "Times a TLS library was probed, for one process or as a file.",
+        "tls_detached": "Times such probes were taken away again.",
+        "tls_moved": "Times a file's probes were given up for probes per process because a stranger mapped it.",
+    },
+)
+
+FILE: Final = -1  # in place of a tgid: every user of the file
+File = tuple[str, int]  # device and inode as mappings show them
+_ENTER, _RETURN, _FREE = "ssl_enter", "ssl_return", "ssl_free"
+
+
+class Link(Protocol):
+    """Something attached."""
+
+    def close(self) -> None: ...
+
+
+class Hooks(Protocol):
+    """What attaching needs of the kernel; BpfSource has it."""
+
+    def attach_uprobe(self, program: str, pid: int, path: str, offset: int, *, retprobe: bool, cookie: int) -> Link:
+        """Raises CaptureError."""
+
+    def forget_sessions(self, tgid: int) -> None:
+        """TLS calls of this process went by unseen: its sessions begin anew."""
+
+
+class Use(NamedTuple):
+    """A selected process maps this library."""
+
+    tgid: int
+    mapping: Mapping
+
+
+class Attachments:
+    """All links on TLS libraries. Single-threaded: called by the search for targets only."""
+
+    def __init__(self, hooks: Hooks, stats: Stats) -> None:
+        self._hooks = hooks
+        self._stats = stats
+        self._libraries = Libraries()
+        self._links: dict[tuple[File, int], list[Link]] = {}
+        self._refused: dict[tuple[File, int], str] = {}
+        self._release = os.uname().release
+        self._wary = return_probes_may_kill(self._release)
+        self._complaints: list[str] = []
+
+    @property
+    def probes(self) -> int:
+        """Links held."""
+        return sum(len(links) for links in self._links.values())
+
+    def probed(self) -> set[int]:
+        """Processes with probes of their own."""
+        return {tgid for _, tgid in self._links if tgid != FILE}
+
+    def files(self) -> set[File]:
+        """Files probed as a whole."""
+        return {file for file, tgid in self._links if tgid == FILE}
+
+    def known_files(self) -> set[File]:
+        """Files that are decided on: probed somehow, or refused."""
+        return {file for table in (self._links, self._refused) for file, _ in table}
+
+    def take_complaints(self) -> list[str]:
+        """Lines for the user, each handed out once."""
+        complaints, self._complaints = self._complaints, []
+        return complaints
+
+    def refusals(self) -> dict[tuple[File, int], str]:
+        """What is not probed, and why."""
+        return dict(self._refused)
+
+    def update(self, uses: Iterable[Use], foreign: Collection[File], spared: Collection[int], gone: Iterable[int]) -> None:
+        """Attach and detach until exactly what is wanted is there.
+
+        uses:    every library of every selected process.
+        foreign: files that processes outside the selection map.
+        spared:  selected processes whose probes are withheld; for file-wide probes they are strangers.
+        gone:    processes that ended.
+        """
+        by_file: dict[File, list[Use]] = {}
+        for use in uses:
+            by_file.setdefault((use.mapping.device, use.mapping.inode), []).append(use)
+        ended = set(gone)
+        for file, users in by_file.items():
+            self._update_file(file, users, file in foreign, spared)
+        for file, tgid in list(self._links):
+            if tgid == FILE and file in foreign and file not in by_file:
+                self._detach(file, FILE)
+            elif tgid in ended:
+                self._detach(file, tgid)
+        for key in [key for key in self._refused if key[1] in ended]:
+            del self._refused[key]
+
+    def _update_file(self, file: File, users: list[Use], foreign: bool, spared: Collection[int]) -> None:
+        """One library file and the selected processes that map it."""
+        alone = not foreign and not any(use.tgid in spared for use in users)
+        whole = (file, FILE) in self._links
+        if alone and not whole and not any((file, use.tgid) in table for use in users for table in (self._links, self._refused)):
+            whole = self._attach(file, FILE, users[0])
+        if whole and alone:
+            return
+        for use in users:
+            if use.tgid not in spared:
+                self._attach(file, use.tgid, use)
+        if whole:
+            self._stats.n["tls_moved"] += 1
+            self._detach(file, FILE)
+        for use in users:
+            if use.tgid in spared:
+                self._detach(file, use.tgid)
+                self._hooks.forget_sessions(use.tgid)
+
+    def _attach(self, file: File, tgid: int, use: Use) -> bool:
+        """True: probes are there, now or already."""
+        key = (file, tgid)
+        if key in self._links:
+            return True
+        if key in self._refused:
+            return False
+        try:
+            self._links[key] = self._attach_all(tgid, use)
+        except Refused as error:
+            if tgid != FILE and started(tgid) is not None:  # a file is tried again for each process
+                self._refused[key] = str(error)
+                self._stats.n[error.counter] += 1
+                self._complaints.append(f"TLS not seen: {error}")
+            return False
+        self._stats.n["tls_attached"] += 1
+        return True
+
+    def _attach_all(self, tgid: int, use: Use) -> list[Link]:
+        """All probes or none. Raises Refused."""
+        unsafe = forbids_return_probes(use.tgid, self._release)
+        if tgid == FILE and not unsafe and self._wary:
+            unsafe = "who else will map it may not stand return probes"
+        if unsafe:
+            raise Refused("tls_refused_unsafe", f"{use.mapping.path} of process {use.tgid}: {unsafe}")
+        opened = self._libraries.open(use.tgid, use.mapping)
+        links: list[Link] = []
+        try:
+            for program, offset, returns, cookie in _probes(opened):
+                links.append(self._hooks.attach_uprobe(program, tgid, opened.path, offset, retprobe=returns, cookie=cookie))
+        except CaptureError as error:
+            _close(links)
+            raise Refused("tls_refused_kernel", f"{use.mapping.path} of process {use.tgid}: {error}") from None
+        finally:
+            os.close(opened.descriptor)
+        return links
+
+    def _detach(self, file: File, tgid: int) -> None:
+        links = self._links.pop((file, tgid), None)
+        if links is not None:
+            _close(links)
+            self._stats.n["tls_detached"] += 1
+
+    def close(self) -> None:
+        """Detach everything."""
+        for file, tgid in list(self._links):
+            self._detach(file, tgid)
+
+
+def _probes(opened: Opened) -> list[tuple[str, int, bool, int]]:
+    """Program, offset, whether it is a return probe, cookie; return probes first.
+
+    An entry without a return would leave a call that never ends; a return without an entry is ignored.
+    """
+    calls = [one for one in opened.library.placements if one.returns]
+    return [
+        *((_RETURN, one.offset, True, int(one.variant)) for one in calls),
+        *((_ENTER, one.offset, False, int(one.variant)) for one in calls),
+        *((_FREE, one.offset, False, 0) for one in opened.library.placements if not one.returns),
+    ]
+
+
+def _close(links: list[Link]) -> None:
+    """Entries go before returns: the last attached first."""
+    for link in reversed(links):
+        with suppress(CaptureError):
+            link.close()
