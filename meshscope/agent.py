@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import mmap
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, cast
 
-from meshscope import redact
-from meshscope.capture import CaptureError, CaptureSettings, Source
+from meshscope.budget import Governor
+from meshscope.budget import Limits as Allowance
+from meshscope.capture import CaptureError, CaptureSettings, Source, trial
 from meshscope.capture.bpf import BpfSource
 from meshscope.capture.record import Recorder, Replay
 from meshscope.capture.targets import ProcessEvent, Selection, Targets
@@ -29,7 +32,7 @@ from meshscope.config import Config, ConfigError
 from meshscope.enrich.procs import Processes
 from meshscope.flow import Flow, Limits
 from meshscope.model import Exchange, Role, Sink, Stage, Workload
-from meshscope.redact import Redactor
+from meshscope.redact import KEPT_HEADERS, Redactor
 from meshscope.route import Routes
 from meshscope.sinks.console import Console, Format, wants_colour
 from meshscope.sinks.golden import Golden
@@ -48,6 +51,7 @@ OK: Final = 0
 FAILED: Final = 1
 _TICK_NS: Final = 1_000_000_000
 _KEY_BYTES: Final = 16
+_LEAST_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 _FAMILY: Final = PROTOCOLS[0].describe(Message(REQUESTS, 0, 0, 0), None).family  # the only one there is so far
 
 
@@ -161,9 +165,10 @@ class Agent:
         self._outputs = outputs
         self._stats = stats
         self._stop = stop
+        self._kept = KEPT_HEADERS | {name.lower() for name in config.exchanges.headers}
         self.flow = Flow(
             PROTOCOLS,
-            redact.KEPT_HEADERS | {name.lower() for name in config.exchanges.headers},
+            self._kept,
             stats,
             source.bind,
             Redactor(raw_paths=config.exchanges.raw_paths),
@@ -222,6 +227,12 @@ class Agent:
         for name, value in self._source.counters().items():
             n["kernel_" + name] = value
 
+    def shed(self, *, spans: bool, headers: bool) -> None:
+        """Do without spans, without headers but those that name the trace; or with them again."""
+        if self._outputs.spans is not None:
+            self._outputs.spans.shedding = spans
+        self.flow.keep(_LEAST_HEADERS if headers else self._kept)
+
     def measure_active(self) -> None:
         """Requests under way now, by service, for the gauge."""
         counts: dict[tuple[Role, Workload, str], int] = {}
@@ -236,13 +247,15 @@ class Agent:
 class Live:
     """What a live run does beside reading: the ready line, process events, budgets, the orderly end."""
 
-    def __init__(self, agent: Agent, outputs: Outputs, kernel: BpfSource, targets: Targets, config: Config, stop: Stop) -> None:
+    def __init__(self, agent: Agent, kernel: BpfSource, targets: Targets, config: Config, stats: Stats, stop: Stop) -> None:
         self._agent = agent
-        self._outputs = outputs
         self._kernel = kernel
         self._targets = targets
         self._loader = "libbpf"
         self._stop = stop
+        budget = config.budget
+        self._governor = Governor(Allowance(budget.cpu, budget.memory, budget.traps_per_second), stats)
+        self._unprobed: frozenset[int] = frozenset()
         self._ready = False
         self._ending = False
         self._tick_ns = 0
@@ -259,10 +272,22 @@ class Live:
             self._tick_ns = now + _TICK_NS
             self._agent.take_counters()
             self._agent.measure_active()
+            self._govern(now)
         if not self._ending and (self._stop.asked or (self._end_ns and now >= self._end_ns)):
             self._ending = True
             self._targets.stop()
             self._kernel.stop()  # its batches end when the rings are empty
+
+    def _govern(self, now: int) -> None:
+        actions = self._governor.update(now, time.process_time(), _resident_bytes(), self._kernel.selected())
+        for line in actions.said:
+            say(line)
+        self._agent.shed(spans=actions.spans, headers=actions.headers)
+        for tgid in actions.tls - self._unprobed:
+            self._targets.shed_tls(tgid)
+        for tgid in self._unprobed - actions.tls:
+            self._targets.restore_tls(tgid)
+        self._unprobed = actions.tls
 
 
 def run(config: Config) -> int:
@@ -273,6 +298,9 @@ def run(config: Config) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             held.callback(signal.signal, number, signal.signal(number, stop.on_signal))
         outputs = held.enter_context(closing(Outputs(config, stats, stop)))
+        obstacle = trial.obstacle()
+        if obstacle:
+            raise AgentError(obstacle)
         try:
             kernel = held.enter_context(closing(BpfSource(_capture_settings(config))))
             targets = Targets(kernel, Selection(*dataclasses.astuple(config.select)), stats)
@@ -284,9 +312,10 @@ def run(config: Config) -> int:
             held.callback(targets.stop)
             targets.start()
         except CaptureError as error:
-            raise AgentError(str(error)) from error
+            locked = trial.lockdown().replace("none", "")
+            raise AgentError(f"{error}; kernel lockdown is {locked}" if locked else str(error)) from error
         agent = Agent(config, source, key, outputs, stats, stop)
-        fault = _play(agent, Live(agent, outputs, kernel, targets, config, stop))
+        fault = _play(agent, Live(agent, kernel, targets, config, stats, stop))
         source.close()
         return _end(fault or (recorder.fault if recorder else ""))
 
@@ -338,6 +367,11 @@ def _capture_settings(config: Config) -> CaptureSettings:
         watch_all=select.all,
         follow_exec=bool(select.exes),
     )
+
+
+def _resident_bytes() -> int:
+    """Of this process, by /proc/self/statm."""
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
 
 
 def _log_to_stderr() -> None:

@@ -168,7 +168,7 @@ def _plain(message: str, options: Sequence[str]) -> str:
     if match := re.fullmatch(r"the following arguments are required: (.*)", message):
         if match[1] == "COMMAND":
             return "no command; say run, replay, doctor or protocols (meshscope --help)"
-        return f"{match[1]}: missing"
+        return f"{match[1]} is missing"
     if match := re.fullmatch(r"unrecognized arguments: (\S+).*", message, re.DOTALL):
         return _unknown(match[1], options, "")
     return message.removeprefix("argument ")

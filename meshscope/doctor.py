@@ -22,11 +22,6 @@ from meshscope.config import Config
 
 OK: Final = 0
 FAILED: Final = 1
-_LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
-_GRANT: Final = (
-    "start it with them: systemd AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE, "
-    "docker --cap-add=BPF --cap-add=PERFMON --cap-add=SYS_PTRACE"
-)
 
 
 class DoctorError(Exception):
@@ -60,7 +55,7 @@ class LibraryUse(TypedDict):
 
 
 class ProcessReport(TypedDict):
-    """A selected process."""
+    """A selected process. exe: empty if it may not be looked into."""
 
     pid: int
     exe: str
@@ -98,7 +93,7 @@ def examine(config: Config) -> Report:
     btf = Path(trial.BTF_FILE).exists()
     missing: list[Lack] = []
     if lacking:
-        missing.append(Lack(what=f"{', '.join(lacking)}", fix=_GRANT, fatal=True))
+        missing.append(Lack(what=", ".join(lacking), fix=trial.GRANT, fatal=lacking != ["CAP_SYS_PTRACE"]))
     if not btf:
         fix = "a kernel built with CONFIG_DEBUG_INFO_BTF=y, such as Debian's: apt-get install linux-image-amd64"
         missing.append(Lack(what=f"{trial.BTF_FILE}: the kernel's types", fix=fix, fatal=True))
@@ -108,7 +103,7 @@ def examine(config: Config) -> Report:
         kernel=platform.release(),
         machine=platform.machine(),
         btf=btf,
-        lockdown=_lockdown(),
+        lockdown=trial.lockdown() or "unknown",
         libbpf=version,
         capabilities=sorted(trial.capabilities()),
         missing_capabilities=lacking,
@@ -137,15 +132,6 @@ def _try_loading(config: Config, missing: list[Lack]) -> tuple[str, str | None, 
         return version, None, [str(error)]
     source.close()
     return version, source.rung, source.refused
-
-
-def _lockdown() -> str:
-    """The mode in effect; "unknown" where securityfs is not mounted or the kernel has none."""
-    try:
-        modes = _LOCKDOWN.read_text(encoding="ascii")
-    except OSError:
-        return "unknown"
-    return modes.partition("[")[2].partition("]")[0] or "unknown"
 
 
 class _Nobody:
@@ -212,7 +198,9 @@ def lines(report: Report) -> Iterator[str]:
     yield f"socket bytes   {report['rung'] or 'none works'}"
     for process in report["processes"]:
         yield f"process {process['pid']}  {process['exe']}"
-        if not process["libraries"]:
+        if not process["exe"]:
+            yield "  cannot be looked into: needs CAP_SYS_PTRACE"
+        elif not process["libraries"]:
             yield "  no TLS library"
         for library in process["libraries"]:
             yield from _library_lines(library)

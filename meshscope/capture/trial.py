@@ -54,7 +54,12 @@ _MEANINGS: Final = {
     errno.EBUSY: "another program holds it",
 }
 _CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24}
-NEEDED: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")  # load, probe, read /proc/PID/root and TLS objects
+NEEDED: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")  # load; probe; look into processes of others
+GRANT: Final = (
+    "start it with them: systemd AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE, "
+    "docker --cap-add=BPF --cap-add=PERFMON --cap-add=SYS_PTRACE"
+)
+_LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 
 
 class Trial(NamedTuple):
@@ -100,7 +105,7 @@ def attempt(name: str, what: Callable[[ExitStack], object]) -> Trial:
 def explain(error: OSError) -> str:
     """What a refusal by bpf(2) or perf_event_open(2) means."""
     code = error.errno or 0
-    name = "ENOTSUPP" if code == _ENOTSUPP else errno.errorcode.get(code, str(code))
+    name = {_ENOTSUPP: "ENOTSUPP", errno.EOPNOTSUPP: "EOPNOTSUPP"}.get(code) or errno.errorcode.get(code, str(code))
     if code in {errno.EPERM, errno.EACCES}:
         lacking = [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]  # not for bpf(2)
         return f"needs {' and '.join(lacking)}, {name}" if lacking else f"this kernel forbids it, {name}"
@@ -122,6 +127,25 @@ def missing_capabilities() -> list[str]:
     if "CAP_SYS_ADMIN" in have:
         have |= {"CAP_BPF", "CAP_PERFMON"}
     return [name for name in NEEDED if name not in have]
+
+
+def lockdown() -> str:
+    """The mode in effect: none, integrity or confidentiality; "" where the kernel has none or securityfs is not mounted."""
+    try:
+        modes = _LOCKDOWN.read_text(encoding="ascii")
+    except OSError:
+        return ""
+    return modes.partition("[")[2].partition("]")[0]
+
+
+def obstacle() -> str:
+    """Why nothing can be captured here, if that is known before trying: one line with what would help; else ""."""
+    lacking = [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]  # needed for processes of others only
+    if lacking:
+        return f"missing {' and '.join(lacking)}; {GRANT}"
+    if not Path(BTF_FILE).exists():
+        return f"this kernel has no BTF ({BTF_FILE}); use one with CONFIG_DEBUG_INFO_BTF=y, such as Debian's"
+    return ""
 
 
 @cache

@@ -150,6 +150,10 @@ class Flow:
         events, self._process_events = self._process_events, []
         return events
 
+    def keep(self, names: frozenset[str]) -> None:
+        """Keep other headers, of connections recognised from now on."""
+        self._detector.keep = names
+
     def active(self) -> dict[tuple[Role, int], int]:
         """Requests under way by (role, tgid): head seen, not ended."""
         return {(role, tgid): n for role, gauges in self._stitcher.active.items() for tgid, n in gauges.items()}

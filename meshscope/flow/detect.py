@@ -32,7 +32,7 @@ class Detector:
         bind: Callable[[Connection], None],
     ) -> None:
         self._protocols = tuple(protocols)
-        self._keep = keep
+        self.keep = keep  # of connections recognised from now on
         self._reader = reader
         self._handshakes = handshakes
         self._limits = limits
@@ -99,7 +99,7 @@ class Detector:
         role: Role = CLIENT if (verdict == Verdict.REQUEST) == (way == abi.TX) else SERVER
         if c.role is not None and c.role != role:
             return False  # the handshake knows better than the bytes
-        c.speak(protocol, role, self._keep)
+        c.speak(protocol, role, self.keep)
         if c.src == abi.TLS and c.socket is None:
             self._bind(c)
         c.age()
