@@ -9,13 +9,13 @@ that two attachments see.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from meshscope.capture import CaptureError
-from meshscope.capture.libraries import Libraries, Opened, Refused, forbids_return_probes, return_probes_may_kill
+from meshscope.capture.libraries import Libraries, Refused, forbids_return_probes, return_probes_may_kill
 from meshscope.capture.processes import Mapping, started
+from meshscope.capture.uprobes import Closeable, close_all
 from meshscope.stats import COUNTERS, Stats
 
 COUNTERS.update(
@@ -33,23 +33,26 @@ COUNTERS.update(
 
 FILE: Final = -1  # in place of a tgid: every user of the file
 File = tuple[str, int]  # device and inode as mappings show them
-_ENTER, _RETURN, _FREE = "ssl_enter", "ssl_return", "ssl_free"
-
-
-class Link(Protocol):
-    """Something attached."""
-
-    def close(self) -> None: ...
 
 
 class Hooks(Protocol):
     """What attaching needs of the kernel; BpfSource has it."""
 
-    def attach_uprobe(self, program: str, pid: int, path: str, offset: int, *, retprobe: bool, cookie: int) -> Link:
-        """Raises CaptureError."""
+    def attach_uprobe(
+        self, program: str, pid: int, path: str, places: Sequence[tuple[int, int]], *, retprobe: bool
+    ) -> list[Closeable]:
+        """Places are offset and cookie; pid -1 means everyone. All or none. Raises CaptureError."""
 
     def forget_sessions(self, tgid: int) -> None:
         """TLS calls of this process went by unseen: its sessions begin anew."""
+
+
+class Probes(NamedTuple):
+    """What was attached for one use; entries go before returns. places: how many breakpoints and return hooks that is."""
+
+    entries: list[Closeable]
+    returns: list[Closeable]
+    places: int
 
 
 class Use(NamedTuple):
@@ -66,16 +69,18 @@ class Attachments:
         self._hooks = hooks
         self._stats = stats
         self._libraries = Libraries()
-        self._links: dict[tuple[File, int], list[Link]] = {}
+        self._links: dict[tuple[File, int], Probes] = {}
         self._refused: dict[tuple[File, int], str] = {}
+        self._leaving: list[Probes] = []
+        self._unseen: set[int] = set()  # processes whose probes go although they live on
         self._release = os.uname().release
         self._wary = return_probes_may_kill(self._release)
         self._complaints: list[str] = []
 
     @property
     def probes(self) -> int:
-        """Links held."""
-        return sum(len(links) for links in self._links.values())
+        """Probes held."""
+        return sum(probes.places for probes in self._links.values())
 
     def probed(self) -> set[int]:
         """Processes with probes of their own."""
@@ -117,6 +122,10 @@ class Attachments:
                 self._detach(file, FILE)
             elif tgid in ended:
                 self._detach(file, tgid)
+        self._take_leaving()
+        for tgid in self._unseen:
+            self._hooks.forget_sessions(tgid)
+        self._unseen.clear()
         for key in [key for key in self._refused if key[1] in ended]:
             del self._refused[key]
 
@@ -135,9 +144,9 @@ class Attachments:
             self._stats.n["tls_moved"] += 1
             self._detach(file, FILE)
         for use in users:
-            if use.tgid in spared:
+            if use.tgid in spared and (whole or (file, use.tgid) in self._links):
                 self._detach(file, use.tgid)
-                self._hooks.forget_sessions(use.tgid)
+                self._unseen.add(use.tgid)
 
     def _attach(self, file: File, tgid: int, use: Use) -> bool:
         """True: probes are there, now or already."""
@@ -157,7 +166,7 @@ class Attachments:
         self._stats.n["tls_attached"] += 1
         return True
 
-    def _attach_all(self, tgid: int, use: Use) -> list[Link]:
+    def _attach_all(self, tgid: int, use: Use) -> Probes:
         """All probes or none. Raises Refused."""
         unsafe = forbids_return_probes(use.tgid, self._release)
         if tgid == FILE and not unsafe and self._wary:
@@ -165,44 +174,38 @@ class Attachments:
         if unsafe:
             raise Refused("tls_refused_unsafe", f"{use.mapping.path} of process {use.tgid}: {unsafe}")
         opened = self._libraries.open(use.tgid, use.mapping)
-        links: list[Link] = []
+        calls = [(one.offset, int(one.variant)) for one in opened.library.placements if one.returns]
+        frees = [(one.offset, 0) for one in opened.library.placements if not one.returns]
+        entries: list[Closeable] = []
+        returns: list[Closeable] = []
         try:
-            for program, offset, returns, cookie in _probes(opened):
-                links.append(self._hooks.attach_uprobe(program, tgid, opened.path, offset, retprobe=returns, cookie=cookie))
+            # An entry without a return would leave a call that never ends; a return without an entry is ignored.
+            returns += self._hooks.attach_uprobe("ssl_return", tgid, opened.path, calls, retprobe=True)
+            entries += self._hooks.attach_uprobe("ssl_enter", tgid, opened.path, calls, retprobe=False)
+            if frees:
+                entries += self._hooks.attach_uprobe("ssl_free", tgid, opened.path, frees, retprobe=False)
         except CaptureError as error:
-            _close(links)
+            close_all(entries)
+            close_all(returns)
             raise Refused("tls_refused_kernel", f"{use.mapping.path} of process {use.tgid}: {error}") from None
         finally:
             os.close(opened.descriptor)
-        return links
+        return Probes(entries, returns, 2 * len(calls) + len(frees))
 
     def _detach(self, file: File, tgid: int) -> None:
-        links = self._links.pop((file, tgid), None)
-        if links is not None:
-            _close(links)
+        """Not at once: what goes in one update goes together, because each waits for the kernel."""
+        probes = self._links.pop((file, tgid), None)
+        if probes is not None:
+            self._leaving.append(probes)
             self._stats.n["tls_detached"] += 1
+
+    def _take_leaving(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        close_all(link for probes in leaving for link in probes.entries)
+        close_all(link for probes in leaving for link in probes.returns)
 
     def close(self) -> None:
         """Detach everything."""
         for file, tgid in list(self._links):
             self._detach(file, tgid)
-
-
-def _probes(opened: Opened) -> list[tuple[str, int, bool, int]]:
-    """Program, offset, whether it is a return probe, cookie; return probes first.
-
-    An entry without a return would leave a call that never ends; a return without an entry is ignored.
-    """
-    calls = [one for one in opened.library.placements if one.returns]
-    return [
-        *((_RETURN, one.offset, True, int(one.variant)) for one in calls),
-        *((_ENTER, one.offset, False, int(one.variant)) for one in calls),
-        *((_FREE, one.offset, False, 0) for one in opened.library.placements if not one.returns),
-    ]
-
-
-def _close(links: list[Link]) -> None:
-    """Entries go before returns: the last attached first."""
-    for link in reversed(links):
-        with suppress(CaptureError):
-            link.close()
+        self._take_leaving()

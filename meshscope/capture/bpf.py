@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from meshscope.capture import CaptureError, CaptureSettings, ProcessInfo, abi
-from meshscope.capture.libbpf import Libbpf, UprobeOptions, explain
+from meshscope.capture.libbpf import Libbpf, explain
 from meshscope.capture.ring import BATCH_BYTES, Ring, open_ring
+from meshscope.capture.uprobes import TOGETHER, Closeable, PerfLink, Uprobes, may_attach_together
 
 OBJECTS: Final = Path(__file__).parent / "objects"
 RUNGS: Final = {"tp_btf": "fexit/tcp_", "fexit": "tp_btf/sock_"}  # best first; the sections that each leaves out
@@ -32,22 +33,6 @@ _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 _SESSION_KEY: Final = struct.Struct("<QII")  # struct ms_session_key: SSL object, tgid
 _CLOCK_EVERY_NS: Final = 1_000_000_000
-
-
-class Link:
-    """One attachment; `close` takes it out of the kernel."""
-
-    __slots__ = ("_library", "_link")
-
-    def __init__(self, library: Libbpf, link: int) -> None:
-        self._library = library
-        self._link: int | None = link
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._link is not None:
-            self._library.bpf_link__destroy(self._link)
-            self._link = None
 
 
 class _Iovec(ctypes.Structure):
@@ -64,10 +49,9 @@ class BpfSource:
     def __init__(self, settings: CaptureSettings) -> None:
         self._library = Libbpf()
         self._settings = settings
-        self._links: list[Link] = []
+        self._links: list[Closeable] = []
         self._objects: list[int] = []
         self._maps: dict[str, int] = {}
-        self._programs: dict[str, int] = {}
         self._rings: list[Ring] = []
         self._fds: list[int] = []
         self._epoll = select.epoll()
@@ -179,13 +163,11 @@ class BpfSource:
         for key in mine:
             self._library.bpf_map_delete_elem(fd, key)
 
-    def attach_uprobe(self, program: str, pid: int, path: str, offset: int, *, retprobe: bool, cookie: int) -> Link:
-        """Probe `offset` (bytes into the file) of `path` in one process; for pid -1 in all that map it. Raises CaptureError."""
-        options = UprobeOptions(ctypes.sizeof(UprobeOptions), 0, cookie, retprobe, None)
-        link = self._library.bpf_program__attach_uprobe_opts(
-            self._programs[program], pid, path.encode(), offset, ctypes.byref(options)
-        )
-        return Link(self._library, self._library.made(link, f"cannot probe {path} at {offset:#x}"))
+    def attach_uprobe(
+        self, program: str, pid: int, path: str, places: Sequence[tuple[int, int]], *, retprobe: bool
+    ) -> list[Closeable]:
+        """Probe places of a file (offset in bytes, cookie) in one process; for pid -1 in all that map it. Raises CaptureError."""
+        return self._uprobes.attach(program, pid, path, places, retprobe=retprobe)
 
     def close(self) -> None:
         """Take everything out of the kernel. Idempotent."""
@@ -198,7 +180,7 @@ class BpfSource:
             os.close(fd)
         for opened in reversed(self._objects):
             self._library.bpf_object__close(opened)
-        for held in (self._links, self._rings, self._fds, self._objects, self._programs):
+        for held in (self._links, self._rings, self._fds, self._objects):
             held.clear()
         self._epoll.close()
 
@@ -225,7 +207,7 @@ class BpfSource:
             for name, (program, section) in programs.items():
                 if not section.startswith(unwanted):
                     link = self._library.made(self._library.bpf_program__attach(program), f"cannot attach {name} ({section})")
-                    self._links.append(Link(self._library, link))
+                    self._links.append(PerfLink(self._library, link))
         except BaseException:
             for link_ in self._links:
                 link_.close()
@@ -236,14 +218,25 @@ class BpfSource:
         self._maps = {name: self._library.bpf_map__fd(found) for name, found in self._maps_of(opened).items()}
 
     def _load_tls(self) -> None:
-        """The uprobe programs, over the same maps."""
-        opened = self._open("openssl.bpf.o")
-        self._objects.append(opened)
-        for name, found in self._maps_of(opened).items():
-            if name in self._maps and not name.startswith("."):
-                self._library.done(self._library.bpf_map__reuse_fd(found, self._maps[name]), f"cannot share map {name}")
-        self._load(opened)
-        self._programs = {name: program for name, (program, _) in self._programs_of(opened).items()}
+        """The uprobe programs, over the same maps; for attaching many places by one link, if the kernel can."""
+        for together in (True, False) if may_attach_together(os.uname().release) else (False,):
+            opened = self._open("openssl.bpf.o")
+            try:
+                for name, found in self._maps_of(opened).items():
+                    if name in self._maps and not name.startswith("."):
+                        self._library.done(self._library.bpf_map__reuse_fd(found, self._maps[name]), f"cannot share map {name}")
+                programs = {name: program for name, (program, _) in self._programs_of(opened).items()}
+                for program in programs.values() if together else ():
+                    self._library.bpf_program__set_expected_attach_type(program, TOGETHER)
+                self._load(opened)
+                self._uprobes = Uprobes(self._library, programs, together)
+                if not together or self._uprobes.works(OBJECTS / "openssl.bpf.o"):
+                    self._objects.append(opened)
+                    return
+            except BaseException:
+                self._library.bpf_object__close(opened)
+                raise
+            self._library.bpf_object__close(opened)
 
     def _open(self, file: str) -> int:
         path = OBJECTS / file

@@ -26,6 +26,8 @@ _CALLS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_object__next_map": (_POINTER, (_POINTER, _POINTER)),
     "bpf_program__name": (_TEXT, (_POINTER,)),
     "bpf_program__section_name": (_TEXT, (_POINTER,)),
+    "bpf_program__fd": (_INT, (_POINTER,)),
+    "bpf_program__set_expected_attach_type": (_INT, (_POINTER, _INT)),
     "bpf_program__set_autoload": (_INT, (_POINTER, ctypes.c_bool)),
     "bpf_program__attach": (_POINTER, (_POINTER,)),
     "bpf_program__attach_uprobe_opts": (_POINTER, (_POINTER, _INT, _TEXT, _SIZE, _POINTER)),
