@@ -73,7 +73,11 @@ def wait_port(port: int) -> None:
 
 def cpu_us(pid: int) -> float:
     """CPU time of all threads of a process, microseconds."""
-    return sum(int(p.read_text().split()[0]) for p in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1000
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread may end meanwhile
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1000
 
 
 def rss_mib(pid: int) -> float:
