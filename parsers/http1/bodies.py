@@ -136,6 +136,8 @@ class Half:
             return False
         if self.state == EXPECT and not self.held:
             self.start(self.at - n)
+            if self.early or self.which == RESPONSES:  # it need not have been the body
+                doubt(message, BYTES_LOST)
         state, left = self.state, self.left
         if state == UNTIL_CLOSE or (state in {COUNTED, CHUNK} and n <= left):
             if lost:
