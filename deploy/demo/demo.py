@@ -232,6 +232,7 @@ class Agent:
 
     def seen(self) -> list[Seen]:
         with self.record.open(encoding="utf-8") as lines:
+            next(lines)  # names the format
             return [Seen.of(json.loads(line)) for line in lines]
 
 

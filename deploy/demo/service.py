@@ -79,6 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Reads a request, asks the service's function, answers in JSON over a connection that stays open."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one write
     service = staticmethod(catalogue)
     log = -1
 

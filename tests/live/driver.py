@@ -34,5 +34,5 @@ class Driver:
         self.begin()
         self.process.wait(seconds * PATIENCE)
         assert self.process.returncode == 0, self.out.read_text()
-        self.fleet.processes.remove(self.process)
+        self.fleet.forget(self.process)
         return [json.loads(line) for line in self.results.read_text(encoding="utf-8").splitlines()]

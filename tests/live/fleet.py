@@ -129,6 +129,13 @@ class Fleet:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self.forget(process)
+
+    def forget(self, process: subprocess.Popen[bytes]) -> None:
+        """It has ended; close what was kept for it."""
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         if process in self.processes:
             self.processes.remove(process)
 

@@ -32,7 +32,7 @@ def begin(
 def end(fleet: Fleet, process: subprocess.Popen[bytes], name: str = "wrk") -> dict[str, int]:
     """Wait for it: requests, non2xx, socket, timeouts, p50_us, p99_us as wrk counted them."""
     process.wait(60 * PATIENCE)
-    fleet.processes.remove(process)
+    fleet.forget(process)
     said = (fleet.folder / f"{name}.out").read_text(encoding="utf-8")
     assert process.returncode == 0, said
     told: dict[str, int] = json.loads(said.splitlines()[-1])
