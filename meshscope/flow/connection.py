@@ -245,11 +245,13 @@ class Connection:
     def name_ends(self) -> None:
         """Name client and server, for a TLS session by the socket that carries it."""
         carrier = self.socket if self.src == abi.TLS else self
-        local, remote = (carrier.local, carrier.remote) if carrier is not None else (NOWHERE, NOWHERE)
+        known = carrier is not None and carrier.remote is not NOWHERE
+        # An unknown end is an object of its own: later stages write into it.
+        local, remote = (carrier.local, carrier.remote) if carrier is not None and known else (Endpoint("", 0), Endpoint("", 0))
         self.client, self.server = (local, remote) if self.side == CLIENT else (remote, local)
         self.near = loopback(self.client.address)
         self.place = None
-        if carrier is not None and self.client.port:
+        if carrier is not None and known:
             self.place = (self.client.address, self.client.port, carrier.netns if self.near else 0)
             self.doubts = tuple(doubt for doubt in self.doubts if doubt != "peer_unknown")
         elif "peer_unknown" not in self.doubts:
