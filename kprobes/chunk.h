@@ -10,6 +10,9 @@
 #include "filter.h"
 
 #define MS_DATA_MAX (MS_RECORD_MAX - sizeof(struct ms_chunk))
+#define MS_GATHER_SEGMENTS 8
+#define MS_GATHER_SMALL 512
+#define MS_GATHER_LARGE 1984
 #define MS_SEGMENTS_MAX 64 /* turns of ms_transfer's loop: records plus empty or skipped iovecs */
 
 static __always_inline void *ms_ring_of(__u32 shard)
@@ -171,6 +174,66 @@ static __always_inline void ms_rest(struct ms_transfer *t, __u8 flag)
 	ms_emit(&t->head, 0, 0);
 }
 
+/*
+ * Several small segments (a head and its body, as servers write them) make one
+ * record: user space pays per record. The record has room for twice `most`
+ * bytes, because the verifier bounds offset and length apart.
+ */
+#define MS_GATHER(most)                                                                              \
+	do {                                                                                         \
+		struct ms_chunk *at = bpf_ringbuf_reserve(ring, sizeof(*at) + 2 * (most), 0);        \
+		if (!at) {                                                                           \
+			ms_lost(&t->head);                                                           \
+			return -1;                                                                   \
+		}                                                                                    \
+		*at = t->head;                                                                       \
+		for (int i = 0; i < MS_GATHER_SEGMENTS && left; i++) {                               \
+			if (bpf_probe_read_user(&iov, sizeof(iov), (const void *)(t->iov + i * sizeof(iov)))) \
+				break;                                                               \
+			n = iov.iov_len < left ? iov.iov_len : left;                                 \
+			ms_opaque(n);                                                                \
+			ms_opaque(offset);                                                           \
+			if (n > (most) || offset >= (most))                                          \
+				break;                                                               \
+			if (n && bpf_probe_read_user((char *)(at + 1) + offset, n, iov.iov_base))    \
+				break;                                                               \
+			offset += n;                                                                 \
+			left -= n;                                                                   \
+		}                                                                                    \
+		at->copied = offset;                                                                 \
+		if (left)                                                                            \
+			at->flags |= MS_FAULT;                                                       \
+		bpf_ringbuf_submit(at, ms_wake(ring));                                               \
+	} while (0)
+
+__noinline int ms_gather(struct ms_transfer *t)
+{
+	__u64 left, offset = 0, n;
+	struct iovec iov;
+	void *ring;
+
+	if (!t)
+		return -1;
+	t->head.len = left = t->left;
+	ring = ms_ring_of(t->head.shard);
+	ms_count(MS_RECORDS_ATTEMPTED, 1);
+	if (!ring) {
+		ms_lost(&t->head);
+		return -1;
+	}
+	if (left <= MS_GATHER_SMALL)
+		MS_GATHER(MS_GATHER_SMALL);
+	else
+		MS_GATHER(MS_GATHER_LARGE);
+	ms_count(MS_RECORDS_RESERVED, 1);
+	ms_count(MS_BYTES_COPIED, offset);
+	if (left) {
+		ms_count(MS_READ_FAULTS, 1);
+		ms_count(MS_BYTES_UNREADABLE, left);
+	}
+	return 0;
+}
+
 /* Sends a transfer, in one record where it can be one. Global for the verifier's sake, as ms_emit. */
 __noinline int ms_send_transfer(struct ms_transfer *t)
 {
@@ -187,6 +250,8 @@ __noinline int ms_send_transfer(struct ms_transfer *t)
 		t->head.len = t->left;
 		return ms_emit(&t->head, t->from + t->drop, t->left);
 	}
+	if (t->iovs && t->iovs <= MS_GATHER_SEGMENTS && t->left <= MS_GATHER_LARGE && !t->drop)
+		return ms_gather(t);
 	bpf_loop(MS_SEGMENTS_MAX, ms_transfer_step, &t, 0);
 	if (t->left)
 		ms_rest(t, t->fault ? MS_FAULT : MS_CUT);

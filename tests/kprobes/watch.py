@@ -32,6 +32,7 @@ def exactly(sock, n):
         assert piece, "early end"
         got += piece
     return got
+print("up", flush=True)
 sys.stdin.readline()
 """
 
@@ -105,6 +106,8 @@ def child(script: str) -> Iterator[subprocess.Popen[str]]:
     """A child that waits for `go` before it does anything."""
     process = subprocess.Popen([sys.executable, "-c", PRELUDE + script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"  # its own exec is over
         yield process
     finally:
         process.kill()
