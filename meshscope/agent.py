@@ -51,6 +51,7 @@ OK: Final = 0
 FAILED: Final = 1
 _TICK_NS: Final = 1_000_000_000
 _KEY_BYTES: Final = 16
+_GROUP: Final = 256  # exchanges handed on at once in a replay
 _LEAST_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 _FAMILY: Final = PROTOCOLS[0].describe(Message(REQUESTS, 0, 0, 0), None).family  # the only one there is so far
 
@@ -178,6 +179,7 @@ class Agent:
         self.processes = Processes(source)
         self._stages: tuple[Stage, ...] = (self.processes, self.correlate, Routes(config.exchanges.routes, stats))
         self._interval_ns = int(config.metrics.interval * 1e9)
+        self._waiting: list[Exchange] = []
         self._flush_ns = time.monotonic_ns() + self._interval_ns
 
     def loop(self, live: Live | None) -> None:
@@ -185,20 +187,21 @@ class Agent:
         source, flow, n = self._source, self.flow, self._stats.n
         for batch in source.batches():
             flow.wall_offset_ns = source.wall_offset_ns
-            if batch:
-                n["batches"] += 1
-                self.hand_on(flow.step(batch))
+            exchanges = flow.step(batch) if batch else []
+            n["batches"] += bool(batch)
             now = time.monotonic_ns()
             if live is not None:
-                if not batch:
-                    self.hand_on(flow.tick(now))
+                self.hand_on(exchanges if batch else flow.tick(now))
                 source.apply(flow.take_verdicts())
                 live.attend(now, flow.take_process_events())
-            elif self._stop.asked:
-                return
+            else:
+                self._gather(exchanges, together=not batch)
+                if self._stop.asked:
+                    return
             if now >= self._flush_ns:
                 self._flush_ns = now + self._interval_ns
                 self._outputs.flush()
+        self._gather([], together=True)
 
     def hand_on(self, exchanges: list[Exchange]) -> None:
         """Through the stages to the sinks."""
@@ -207,9 +210,16 @@ class Agent:
                 exchanges = stage(exchanges)
             self._outputs.emit(exchanges)
 
+    def _gather(self, exchanges: list[Exchange], *, together: bool) -> None:
+        """In a replay stages see groups that do not depend on how the input is split. together: all that waits is one."""
+        self._waiting += exchanges
+        while len(self._waiting) >= (1 if together else _GROUP):
+            self.hand_on(self._waiting[:_GROUP])
+            del self._waiting[:_GROUP]
+
     def finish(self) -> None:
         """The input has ended: let out what is open, deliver, check that everything is accounted for."""
-        self.hand_on(self.flow.finish())
+        self._gather(self.flow.finish(), together=True)
         self.take_counters()
         self._outputs.flush()
         self._outputs.close()

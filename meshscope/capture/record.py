@@ -161,7 +161,7 @@ class Replay:
             opened.pop_all()
 
     def batches(self) -> Iterator[bytes]:
-        """What was recorded, in its order."""
+        """What was recorded, in its order; b"" before a pid comes to mean another process."""
         self._file.seek(self._first)
         if self._resplit:
             yield from self._split()
@@ -170,6 +170,8 @@ class Replay:
             if kind == Frame.BATCH:
                 yield payload
             else:
+                if self._replaces(kind, payload):
+                    yield b""
                 self._take(kind, payload)
 
     def apply(self, verdicts: Sequence[tuple[int, int, int, int]]) -> None:
@@ -248,6 +250,12 @@ class Replay:
             if kind == Frame.END:
                 return
 
+    def _replaces(self, kind: int, payload: bytes) -> bool:
+        if kind != Frame.PROCESS:
+            return False
+        info = _process(payload)
+        return self.processes.get(info.pid, info) != info
+
     def _take(self, kind: int, payload: bytes) -> None:
         if kind == Frame.CLOCK:
             (self.wall_offset_ns,) = _CLOCK.unpack(payload)
@@ -265,6 +273,8 @@ class Replay:
                 if kind != Frame.BIND:
                     yield from self._pieces(waiting)
                     waiting = []
+                if self._replaces(kind, payload):
+                    yield b""
                 self._take(kind, payload)
         except CaptureError:
             yield from self._pieces(waiting)

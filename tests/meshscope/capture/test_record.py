@@ -77,8 +77,8 @@ def test_what_was_recorded_is_played(tmp_path: Path) -> None:
     assert replay.processes == {7: SHOP}
     assert replay.wall_offset_ns == 100
     seen = [(batch, replay.wall_offset_ns, replay.processes[7].started) for batch in replay.batches()]
-    assert [batch for batch, _, _ in seen] == list(tape().batches([2, 5]))
-    assert [rest for _, *rest in seen] == [[100, 70], [100, 70], [200, 71]]
+    a, b, c = tape().batches([2, 5])
+    assert seen == [(a, 100, 70), (b, 100, 70), (b"", 200, 70), (c, 200, 71)]
     assert replay.bind(5, 7, 1, [b"q" * 32, b"r" * 32]) == b"r" * 32
     assert replay.bind(5, 7, 1, [b"q" * 32]) is None
     assert replay.bind(6, 7, 1, [b"r" * 32]) is None
@@ -92,7 +92,7 @@ def test_split_otherwise_the_records_and_what_surrounds_them_stay(tmp_path: Path
     expected = [(record, whole.wall_offset_ns, whole.processes[7]) for batch in whole.batches() for record in records(batch)]
     played = []
     for batch in parts.batches():
-        assert 0 < len(records(batch)) <= resplit
+        assert len(records(batch)) <= resplit
         played += [(record, parts.wall_offset_ns, parts.processes[7]) for record in records(batch)]
     assert played == expected
     whole.close()
