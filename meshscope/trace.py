@@ -23,6 +23,8 @@ _RANDOM: Final = (1 << _RANDOM_BITS) - 1
 _EXPLICIT_RANDOM: Final = re.compile(r"(?:^|;)rv:([0-9a-f]{14})(?:;|$)")
 _MEMBERS_MAX: Final = 32  # list members of a tracestate (W3C section 3.3.1.1)
 _SERVICES: Final = 4096
+_PLACES: Final = 16384
+_WORD: Final = (1 << 64) - 1
 
 Parent = tuple[bytes, bytes, bool]  # trace id, span id, sampled
 
@@ -43,6 +45,28 @@ def threshold(ratio: float) -> int:
     return min(max(round((1 - ratio) * (1 << _RANDOM_BITS)), 0), 1 << _RANDOM_BITS)
 
 
+class _Unsampled(TraceContext):
+    """Not exported; its ids are made when somebody asks for them."""
+
+    __slots__ = ("_correlate", "_exchange")
+
+    def __init__(self, correlate: Correlate, exchange: Exchange, tracestate: str) -> None:  # the other slots stay empty
+        self.sampled = False
+        self.tracestate = tracestate
+        self._correlate = correlate
+        self._exchange = exchange
+
+    def __getattr__(self, name: str) -> bytes:
+        if name not in {"trace_id", "span_id", "parent_id"}:
+            raise AttributeError(name)
+        exchange = self._exchange
+        self.trace_id, client, server = self._correlate.ids(exchange)
+        self.span_id, self.parent_id = (
+            (client, b"") if exchange.role == CLIENT else (server, client if exchange.peer_seen else b"")
+        )
+        return bytes(object.__getattribute__(self, name))
+
+
 class Correlate:
     """Fills exchange.trace.
 
@@ -59,6 +83,7 @@ class Correlate:
         self._rate = float(remote_per_second)
         self._buckets: dict[str | int, tuple[float, int]] = {}  # service -> tokens, when they were counted
         self._nothing = ratio <= 0
+        self._places: dict[str | bytes, int] = {}  # client address or server random -> its keyed hash
         self._threshold = threshold(ratio)
         # Trailing zeros are left out, but one digit stays.
         self._th = f"ot=th:{f'{self._threshold:014x}'.rstrip('0') or '0'}"
@@ -77,13 +102,15 @@ class Correlate:
         return exchanges
 
     def _begin(self, exchange: Exchange) -> None:
-        ids = self._ids(exchange)
-        trace = ids[:16]
-        sampled = int.from_bytes(trace[9:], "big") >= self._threshold
+        random = self._bits(exchange)
+        if random < self._threshold:
+            exchange.trace = _Unsampled(self, exchange, self._th)
+            return
+        trace, client, server = self.ids(exchange)
         if exchange.role == CLIENT:
-            exchange.trace = TraceContext(trace, ids[16:24], b"", sampled, self._th)
+            exchange.trace = TraceContext(trace, client, b"", True, self._th)
         else:
-            exchange.trace = TraceContext(trace, ids[24:], ids[16:24] if exchange.peer_seen else b"", sampled, self._th)
+            exchange.trace = TraceContext(trace, server, client if exchange.peer_seen else b"", True, self._th)
 
     def _join(self, exchange: Exchange, parent: Parent) -> None:
         trace, span, asked = parent
@@ -93,14 +120,36 @@ class Correlate:
             self._n["remote_sampled_capped"] += 1
             sampled = self._random(trace, state) >= self._threshold
             state = with_threshold(state, self._th) if sampled else state
-        ids = self._ids(exchange)
+        _, client, server = self.ids(exchange)
         if exchange.role == CLIENT:
-            exchange.trace = TraceContext(trace, ids[16:24], span, sampled, state)
+            exchange.trace = TraceContext(trace, client, span, sampled, state)
         else:
-            exchange.trace = TraceContext(trace, ids[24:], ids[16:24] if exchange.peer_seen else span, sampled, state)
+            exchange.trace = TraceContext(trace, server, client if exchange.peer_seen else span, sampled, state)
 
-    def _ids(self, exchange: Exchange) -> bytes:
-        """16 bytes of trace id, 8 of the client's span id, 8 of the server's."""
+    def _bits(self, exchange: Exchange) -> int:
+        """The 56 random bits of the trace id: what decides on sampling, so cheaper than the rest of the ids."""
+        joint = exchange.joint
+        if joint is None:
+            return self._random(self._hash(exchange)[:16], "")
+        first, port, position, space = joint
+        place = self._places.get(first)
+        if place is None:
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            keyed = self._keyed.copy()
+            keyed.update(first if isinstance(first, bytes) else first.encode())
+            place = self._places[first] = int.from_bytes(keyed.digest()[:8], "big")
+        # Two rounds of multiply and fold (splitmix64's constants) over a keyed start.
+        mixed = (place ^ (port << 48 | space << 8) ^ position) * 0xBF58476D1CE4E5B9 & _WORD
+        mixed = (mixed ^ mixed >> 31) * 0x94D049BB133111EB & _WORD
+        return (mixed ^ mixed >> 29) & _RANDOM
+
+    def ids(self, exchange: Exchange) -> tuple[bytes, bytes, bytes]:
+        """Trace id, the client's span id, the server's, from what both ends see alike."""
+        hashed = self._hash(exchange)
+        return hashed[:9] + self._bits(exchange).to_bytes(7, "big"), hashed[16:24], hashed[24:]
+
+    def _hash(self, exchange: Exchange) -> bytes:
         joint = exchange.joint
         if joint is None:
             client, server, request = exchange.client, exchange.server, exchange.request
