@@ -48,22 +48,19 @@ def threshold(ratio: float) -> int:
 class _Unsampled(TraceContext):
     """Not exported; its ids are made when somebody asks for them."""
 
-    __slots__ = ("_correlate", "_exchange")
+    __slots__ = ("_correlate", "_exchange", "_parent")
 
-    def __init__(self, correlate: Correlate, exchange: Exchange, tracestate: str) -> None:  # the other slots stay empty
+    def __init__(self, correlate: Correlate, exchange: Exchange, parent: Parent | None, tracestate: str) -> None:
         self.sampled = False
         self.tracestate = tracestate
         self._correlate = correlate
         self._exchange = exchange
+        self._parent = parent
 
-    def __getattr__(self, name: str) -> bytes:
+    def __getattr__(self, name: str) -> bytes:  # called while the slot is empty
         if name not in {"trace_id", "span_id", "parent_id"}:
             raise AttributeError(name)
-        exchange = self._exchange
-        self.trace_id, client, server = self._correlate.ids(exchange)
-        self.span_id, self.parent_id = (
-            (client, b"") if exchange.role == CLIENT else (server, client if exchange.peer_seen else b"")
-        )
+        self.trace_id, self.span_id, self.parent_id = self._correlate.ids(self._exchange, self._parent)
         return bytes(object.__getattribute__(self, name))
 
 
@@ -102,29 +99,22 @@ class Correlate:
         return exchanges
 
     def _begin(self, exchange: Exchange) -> None:
-        random = self._bits(exchange)
-        if random < self._threshold:
-            exchange.trace = _Unsampled(self, exchange, self._th)
-            return
-        trace, client, server = self.ids(exchange)
-        if exchange.role == CLIENT:
-            exchange.trace = TraceContext(trace, client, b"", True, self._th)
+        if self._bits(exchange) < self._threshold:
+            exchange.trace = _Unsampled(self, exchange, None, self._th)
         else:
-            exchange.trace = TraceContext(trace, server, client if exchange.peer_seen else b"", True, self._th)
+            exchange.trace = TraceContext(*self.ids(exchange, None), True, self._th)
 
     def _join(self, exchange: Exchange, parent: Parent) -> None:
-        trace, span, asked = parent
         state = exchange.request.headers.get("tracestate", "")
-        sampled = asked
-        if asked and not self._allowed(exchange):
+        sampled = parent[2]
+        if sampled and not self._allowed(exchange):
             self._n["remote_sampled_capped"] += 1
-            sampled = self._random(trace, state) >= self._threshold
+            sampled = self._random(parent[0], state) >= self._threshold
             state = with_threshold(state, self._th) if sampled else state
-        _, client, server = self.ids(exchange)
-        if exchange.role == CLIENT:
-            exchange.trace = TraceContext(trace, client, span, sampled, state)
+        if sampled:
+            exchange.trace = TraceContext(*self.ids(exchange, parent), True, state)
         else:
-            exchange.trace = TraceContext(trace, server, client if exchange.peer_seen else span, sampled, state)
+            exchange.trace = _Unsampled(self, exchange, parent, state)
 
     def _bits(self, exchange: Exchange) -> int:
         """The 56 random bits of the trace id: what decides on sampling, so cheaper than the rest of the ids."""
@@ -144,10 +134,14 @@ class Correlate:
         mixed = (mixed ^ mixed >> 31) * 0x94D049BB133111EB & _WORD
         return (mixed ^ mixed >> 29) & _RANDOM
 
-    def ids(self, exchange: Exchange) -> tuple[bytes, bytes, bytes]:
-        """Trace id, the client's span id, the server's, from what both ends see alike."""
+    def ids(self, exchange: Exchange, parent: Parent | None) -> tuple[bytes, bytes, bytes]:
+        """Trace id, span id, parent id (empty for a root); `parent` is what the request's header says."""
         hashed = self._hash(exchange)
-        return hashed[:9] + self._bits(exchange).to_bytes(7, "big"), hashed[16:24], hashed[24:]
+        client, server = hashed[16:24], hashed[24:]
+        trace, above = parent[:2] if parent is not None else (hashed[:9] + self._bits(exchange).to_bytes(7, "big"), b"")
+        if exchange.role == CLIENT:
+            return trace, client, above
+        return trace, server, client if exchange.peer_seen else above
 
     def _hash(self, exchange: Exchange) -> bytes:
         joint = exchange.joint
