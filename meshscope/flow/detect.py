@@ -65,10 +65,15 @@ class Detector:
                 self._reader.late(c, r.ts)
             for record in held:
                 self._reader.data(c, record)
-        elif verdict == Verdict.MAYBE and len(head) < self._limits.detect_bytes and len(r.data) == r.len:
+        elif verdict == Verdict.MAYBE and self._may_wait(c, r, head):
             c.held.append(r)
         else:
             self._refuse(c, r)
+
+    def _may_wait(self, c: Connection, r: Record, head: bytes) -> bool:
+        # In the middle of a connection the tail of a body may look like the beginning of a word.
+        beginning = not c.late or (c.src == abi.TLS and c.next[r.way] == 0)
+        return beginning and len(head) < self._limits.detect_bytes and len(r.data) == r.len
 
     def _contiguous(self, c: Connection, r: Record) -> bool:
         # False: bytes that were looked at before. After a hole the connection counts as joined late.

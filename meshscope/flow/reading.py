@@ -59,9 +59,14 @@ class Reader:
             self._failed(c, error, half, 0, what[-1])
 
     def late(self, c: Connection, ts: int) -> None:
-        """Tell a new parser that bytes went before: the next ones need not begin a message."""
-        if c.parser is not None:
-            for half in (REQUESTS, RESPONSES):
+        """Tell a new parser that it was not there from the beginning.
+
+        Requests may have gone before, so an answer may not be for the first one seen. In the other half it matters only
+        if bytes went by unrecognised, since the next ones may be in the middle of a message then.
+        """
+        for half in (REQUESTS, RESPONSES):
+            way = half ^ c.flip
+            if c.parser is not None and (half == REQUESTS or c.next[way] != c.first[way]):
                 self.tell(c, c.parser.gap, half, 0, True, ts)
 
     def data(self, c: Connection, r: Record, patient: bool = True) -> None:
