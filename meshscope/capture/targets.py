@@ -256,4 +256,6 @@ class Targets:
             self._strangers = {pid: self._strangers.get(pid) or _Seen(0) for pid in others}
             for pid, seen in self._strangers.items():
                 seen.refresh(pid)
+            for tgid in self._roots.watched(self._kernel):  # begun since the round did; the kernel selected it at once
+                self._strangers.pop(tgid, None)
         return {file for seen in self._strangers.values() for file in seen.files()}

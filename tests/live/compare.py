@@ -43,7 +43,7 @@ class Faults(list[str]):
             self.append(text)
 
     def settle(self) -> None:
-        assert not self, f"{len(self)} differences, the first:\n" + "\n".join(self[:25])
+        assert not self, f"{len(self)} differences, the first:\n" + "\n".join(self[:12])
 
 
 def server_end(faults: Faults, exchanges: list[Line], lines: list[Line]) -> None:

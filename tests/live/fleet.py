@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -50,10 +51,12 @@ def cgroup2() -> Path:
 def private_libssl(folder: Path) -> Path:
     """A copy of libssl and libcrypto with inodes of their own, for LD_LIBRARY_PATH: only our processes use them."""
     folder.mkdir()
+    assert ssl.OPENSSL_VERSION  # imported, so mapped
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         path = Path(line.split()[-1])
         if path.name.startswith(("libssl.so", "libcrypto.so")) and not (folder / path.name).exists():
             shutil.copy(path, folder)
+    assert any(folder.iterdir()), "this Python has no libssl of its own process"
     return folder
 
 

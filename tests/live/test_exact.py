@@ -13,7 +13,7 @@ from tests.live import compare, nginx
 from tests.live.agent import Agent
 from tests.live.driver import Driver
 from tests.live.facts import tell
-from tests.live.fleet import Fleet, free_port
+from tests.live.fleet import Fleet, free_port, wait_until
 from tests.live.plans import SHORT, plan
 from tests.live.wrk import wrk
 
@@ -51,6 +51,7 @@ def test_mixed_set(server: str, tls: bool, fleet: Fleet, big_file: Path) -> None
     driver = Driver(fleet, plan(server, port, tls, ROUNDS))
     agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
     results = driver.go()
+    wait_until(lambda: len(lines()) >= len(driver.asks), 10, "the server has written all its lines")
     exchanges = agent.stop()
 
     faults = compare.Faults()
