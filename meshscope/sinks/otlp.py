@@ -20,4 +20,4 @@ def open_spans(settings: OtlpSettings, stats: Stats, queue: int) -> OtlpSpans:
 
 def open_metrics(settings: OtlpSettings, golden: Golden, stats: Stats) -> OtlpMetrics:
     """The metrics sink; raises as ``open_spans`` does."""
-    return OtlpMetrics(golden, Exporter(settings, stats), Resources(), stats)
+    return OtlpMetrics(golden, settings, Resources(), stats)

@@ -14,10 +14,7 @@ from meshscope.sinks.conventions import clean
 from meshscope.sinks.otlp_export import SendError
 from meshscope.sinks.otlp_settings import OtlpSettings
 
-_METHODS: Final = {
-    "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-    "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
-}
+_METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _PASSING: Final = frozenset(
     {
         grpc.StatusCode.CANCELLED,
@@ -41,15 +38,11 @@ class GrpcTransport:
 
     def __init__(self, settings: OtlpSettings) -> None:
         target = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
-        compression = grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression
         if settings.secure:
-            credentials = grpc.ssl_channel_credentials(
-                _read(settings.certificate), _read(settings.client_key), _read(settings.client_certificate)
-            )
-            self._channel = grpc.secure_channel(target, credentials, _OPTIONS, compression)
+            self._channel = grpc.secure_channel(target, credentials(settings), _OPTIONS, compression(settings))
         else:
-            self._channel = grpc.insecure_channel(target, _OPTIONS, compression)
-        self._call = self._channel.unary_unary(_METHODS[settings.signal])
+            self._channel = grpc.insecure_channel(target, _OPTIONS, compression(settings))
+        self._call = self._channel.unary_unary(_METHOD)
         self._metadata = settings.headers
 
     def send(self, body: bytes, timeout_s: float) -> bytes:
@@ -65,6 +58,18 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._channel.close()
+
+
+def credentials(settings: OtlpSettings) -> grpc.ChannelCredentials:
+    """TLS as the settings want it. Raises OSError if a certificate file is unusable."""
+    return grpc.ssl_channel_credentials(
+        _read(settings.certificate), _read(settings.client_key), _read(settings.client_certificate)
+    )
+
+
+def compression(settings: OtlpSettings) -> grpc.Compression:
+    """As the settings want it."""
+    return grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression
 
 
 def _failure(error: grpc.RpcError) -> SendError:

@@ -11,9 +11,10 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope as SdkScope
 
 from meshscope.model import Workload
-from meshscope.sinks.conventions import Value, clean, resource_attributes
+from meshscope.sinks.conventions import SCHEMA_URL, Value, clean, resource_attributes
 
 AGENT: Final = Workload("meshscope", kind="agent")
 _KEPT: Final = 1024  # resources remembered; workloads on one node are fewer
@@ -36,6 +37,7 @@ class Resources:
         }
         self._made: dict[Workload, ResourceMessage] = {}
         self.scope = InstrumentationScope(name="meshscope", version=_version())
+        self.instrumentation = SdkScope("meshscope", _version(), SCHEMA_URL)
 
     def of(self, workload: Workload) -> ResourceMessage:
         """The resource of one workload; the same object each time.
@@ -48,9 +50,16 @@ class Resources:
             if len(self._made) >= _KEPT:
                 self._made.clear()
             found = self._made[workload] = ResourceMessage()
-            instance = str(self._place["host.name"]) + (f":{workload.container[:12]}" if workload.container else "")
-            put(found.attributes, {**resource_attributes(workload), "service.instance.id": clean(instance), **self._place})
+            put(found.attributes, self._attributes(workload))
         return found
+
+    def resource(self, workload: Workload) -> Resource:
+        """The same for the SDK's data types."""
+        return Resource(self._attributes(workload), SCHEMA_URL)
+
+    def _attributes(self, workload: Workload) -> dict[str, Value]:
+        instance = str(self._place["host.name"]) + (f":{workload.container[:12]}" if workload.container else "")
+        return {**resource_attributes(workload), "service.instance.id": clean(instance), **self._place}
 
 
 def put(target: RepeatedCompositeFieldContainer[KeyValue], values: Mapping[str, Value]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
 from meshscope.sinks import otlp_export
-from meshscope.sinks.otlp_export import Exporter, HttpTransport, SendError, open_transport, partial_success
+from meshscope.sinks.otlp_export import Exporter, HttpTransport, SendError, open_transport
 from meshscope.sinks.otlp_settings import OtlpSettings, resolve
 from meshscope.stats import Stats
 from tests.receivers import BOUND_S, Answer, Receiver, grpc_receiver, http_receiver
@@ -306,10 +306,6 @@ def test_an_answer_that_is_no_protobuf_to_an_accepted_request_is_fine(body: byte
         exporter = Exporter(settings(receiver.endpoint), Stats())
         assert exporter.send(REQUEST, 1) == 1
         exporter.close()
-
-
-def test_partial_success_of_metrics() -> None:
-    assert partial_success("metrics", b"") == (0, "")
 
 
 @pytest.mark.parametrize("protocol", WAYS)

@@ -35,14 +35,14 @@ def details(seconds: int) -> tuple[tuple[str, bytes], ...]:
 )
 def test_which_codes_may_pass(code: str, trailers: tuple[tuple[str, bytes], ...], passing: bool, after: float | None) -> None:
     with grpc_receiver() as receiver:
-        found = resolve("metrics", {}, endpoint=receiver.endpoint, protocol="grpc")
+        found = resolve("traces", {}, endpoint=receiver.endpoint, protocol="grpc")
         assert found is not None
         transport = GrpcTransport(found)
         receiver.answers = [Answer(code, headers=trailers)]
         with pytest.raises(SendError, match=f"{code}: as told") as error:
             transport.send(b"", 10)
         assert (error.value.passing, error.value.after_s) == (passing, after)
-        assert "MetricsService" in receiver.paths[0]
+        assert "TraceService" in receiver.paths[0]
         transport.abort()
         with pytest.raises(SendError):
             transport.send(b"", 10)

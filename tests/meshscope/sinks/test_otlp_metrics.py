@@ -7,8 +7,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from meshscope.model import CLIENT, SERVER
 from meshscope.sinks.golden import DURATION_BOUNDS, Golden
-from meshscope.sinks.otlp_export import Exporter
-from meshscope.sinks.otlp_metrics import OtlpMetrics, requests
+from meshscope.sinks.otlp_metrics import OtlpMetrics, snapshot
 from meshscope.sinks.otlp_resource import Resources
 from meshscope.sinks.otlp_settings import resolve
 from meshscope.stats import COUNTERS, Stats
@@ -26,8 +25,8 @@ class Sink:
         self.golden = Golden(self.stats)
         settings = resolve("metrics", {}, endpoint=receiver.endpoint, protocol=protocol)
         assert settings is not None
-        self.exporter = Exporter(settings, self.stats, retry_s=0.1)
-        self.sink = OtlpMetrics(self.golden, self.exporter, Resources(), self.stats)
+        self.protocol = protocol
+        self.sink = OtlpMetrics(self.golden, settings, Resources(), self.stats)
 
     def export(self, now_ns: int = NOW_NS) -> None:
         """Flush, and wait until the receiver has answered the rows' request as well as the agent's."""
@@ -80,7 +79,7 @@ def test_each_export_tells_the_whole(sink: Sink) -> None:
 
 
 def test_totals_outlive_a_receiver_that_is_away(sink: Sink) -> None:
-    refuse = Answer("INVALID_ARGUMENT" if sink.exporter._settings.protocol == "grpc" else 400)
+    refuse = Answer("INVALID_ARGUMENT" if sink.protocol == "grpc" else 400)
     sink.golden.emit([exchange()])
     sink.receiver.answers = [refuse]
     sink.export()
@@ -114,30 +113,37 @@ def test_closing_waits_for_the_last_flush(sink: Sink) -> None:
     assert sink.receiver.metrics()["shop", "http.server.request.duration"].histogram.data_points[0].count == 1
 
 
-def test_requests_are_bounded_and_together_complete() -> None:
-    golden = Golden(Stats())
-    golden.emit([exchange((CLIENT, SERVER)[i % 2], route=f"/{i}/" + "x" * 100) for i in range(2500)])
-    made = list(requests(golden, Resources(), {}, 1, NOW_NS))
+def test_requests_are_bounded_and_together_complete(sink: Sink) -> None:
+    sink.golden.emit([exchange((CLIENT, SERVER)[i % 2], route=f"/{i}/" + "x" * 100) for i in range(2500)])
+    sink.sink.flush(NOW_NS)
+    sink.sink.close()
     points = [
         (plain(r.resource.attributes)["service.name"], m.name, frozenset(plain(p.attributes).items()))
-        for request, _ in made
+        for request in sink.receiver.requests
         for r in request.resource_metrics
         for s in r.scope_metrics
         for m in s.metrics
         for p in m.histogram.data_points
     ]
-    assert len(set(points)) == len(points) == sum(n for _, n in made) == 7500
-    assert max(request.ByteSize() for request, _ in made) < 4_000_000
+    assert len(set(points)) == len(points) == 7500
+    assert max(request.ByteSize() for request in sink.receiver.requests) < 4_000_000
 
 
 def test_a_metric_appears_once_in_its_resource() -> None:
     golden = Golden(Stats())
     golden.emit([exchange((CLIENT, SERVER)[i % 2], route=f"/{i}") for i in range(50)])
-    for request, _ in requests(golden, Resources(), {}, 1, NOW_NS):
-        names = [
-            (plain(r.resource.attributes)["service.name"], m.name)
-            for r in request.resource_metrics
-            for m in r.scope_metrics[0].metrics
-        ]
-        assert len(set(names)) == len(names)
-        assert all(m.description and m.unit for r in request.resource_metrics for m in r.scope_metrics[0].metrics)
+    data = snapshot(golden, Resources(), {}, 1, NOW_NS)
+    found = [(r.resource, m) for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics]
+    names = [(resource.attributes["service.name"], metric.name) for resource, metric in found]
+    assert len(set(names)) == len(names) == 6
+    assert all(metric.description and metric.unit for _, metric in found)
+
+
+def test_one_line_when_the_receiver_goes_and_comes(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+    refuse = Answer("INVALID_ARGUMENT" if sink.protocol == "grpc" else 400)
+    for answers in ([refuse], [refuse], []):
+        sink.receiver.answers = answers
+        sink.export()
+    away, back = (record.getMessage() for record in caplog.records if record.name.startswith("meshscope"))
+    assert sink.sink._url in away
+    assert "delivered again, 2 exports missed" in back
