@@ -88,7 +88,10 @@ class Pairs:
             doubt(request, asking.mark)
             asking.mark = ""
         else:
-            self._owed = _STEPS if self.open or self._behind else self._owed - 1
+            if not self.open and not self._behind:
+                self._owed -= 1
+            elif not answering.mark:  # else the answer to what is open may have been in the hole
+                self._owed = _STEPS
             if self._owed <= 0:
                 self._unsure = ""
             doubt(request, self._unsure)
@@ -140,7 +143,7 @@ class Pairs:
         if not self.open:
             self._interim = ()
             self._behind -= self._behind > 0
-            if again:  # and no request since the last answer: somebody pipelines
+            if again and not asking.mark:  # no request since the last answer, and none in a hole: somebody pipelines
                 self._owed = _STEPS
         return None
 
