@@ -92,7 +92,8 @@ class Message:
     size:      body bytes, without framing.
     messages:  body messages (streaming protocols), None where the idea does not apply.
     interim:   status codes of interim answers that went before this response.
-    final:     it has ended, see ``ending``.
+    final:     it has ended.
+    ending:    how it ended, see Ending.
     doubts:    why something here may be incomplete: "bytes_lost", "head_truncated", "late_join".
     """
 

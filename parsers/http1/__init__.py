@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from parsers.http1.describe import describe
+from parsers.http1.conventions import describe
 from parsers.http1.heads import sniff
 from parsers.http1.parser import Parser
 
