@@ -15,6 +15,7 @@ class Driver:
         self, fleet: Fleet, plan: list[dict[str, Any]], name: str = "clients", env: dict[str, str] | None = None
     ) -> None:
         self.fleet = fleet
+        self.plan = plan
         self.results = fleet.folder / f"{name}.results"
         self.asks = {ask["id"]: ask for job in plan for ask in job["asks"]}
         path = fleet.folder / f"{name}.plan"
