@@ -54,6 +54,29 @@ static __always_inline void ms_lost(const struct ms_chunk *head)
 		sent;                                                           \
 	})
 
+/* An MS_OPEN with the beginning of its object behind it. */
+static __always_inline int ms_send_with_object(const struct ms_conn *record)
+{
+	void *ring = ms_ring_of(record->head.shard);
+	struct ms_conn *at;
+
+	ms_count(MS_RECORDS_ATTEMPTED, 1);
+	at = ring ? bpf_ringbuf_reserve(ring, sizeof(*at) + MS_OBJECT_BYTES, 0) : 0;
+	if (!at) {
+		ms_lost(&record->head);
+		return -1;
+	}
+	*at = *record;
+	at->head.copied = MS_OBJECT_BYTES;
+	if (bpf_probe_read_user(at + 1, MS_OBJECT_BYTES, (const void *)record->object)) {
+		at->head.copied = 0;
+		ms_count(MS_READ_FAULTS, 1);
+	}
+	bpf_ringbuf_submit(at, ms_wake(ring));
+	ms_count(MS_RECORDS_RESERVED, 1);
+	return 0;
+}
+
 /* bpf_ringbuf_reserve wants a constant; five sizes waste little. */
 #define MS_EMIT(total)                                                                      \
 	do {                                                                                \

@@ -23,6 +23,7 @@ enum ms_limit {
 	MS_TRANSFER_RECORDS = 16,  /* data records one transfer may become */
 	MS_TLS_HEAD_BYTES = 2048,  /* of a TLS connection, per direction: enough for a ServerHello */
 	MS_CALL_DEPTH = 4,	   /* nested SSL calls followed per thread */
+	MS_OBJECT_BYTES = 512,	   /* of an SSL object, from its beginning: its server random is among them (OpenSSL 3: at 320) */
 	MS_RINGS_MAX = 16,
 };
 
@@ -110,7 +111,11 @@ struct ms_chunk {
 	__u32 shard;
 };
 
-/* MS_OPEN and MS_CLOSE. 144 bytes. */
+/*
+ * MS_OPEN and MS_CLOSE. 144 bytes. MS_OPEN of a TLS session whose socket is not
+ * known: `copied` bytes of the SSL object follow, because it may be gone before
+ * user space could look at it.
+ */
 struct ms_conn {
 	struct ms_chunk head;
 	__u64 started_ns;  /* when the handshake ended; 0: older than the agent */

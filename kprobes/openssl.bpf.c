@@ -49,6 +49,8 @@ static __noinline int ms_send_session(struct ms_session *session, __u64 ssl, __u
 	record.object = ssl;
 	record.moved[MS_RX] = session->pos[MS_RX];
 	record.moved[MS_TX] = session->pos[MS_TX];
+	if (kind == MS_OPEN && !session->conn)
+		return ms_send_with_object(&record);
 	return ms_send(&record);
 }
 

@@ -94,7 +94,7 @@ class Flow:
             if ts >= due(shard, NEVER) or ts >= waiting.due_any:
                 waiting.advance(shard, ts)
             if kind != abi.DATA:
-                self._event(kind, batch, body, (ts, conn, tls, pos, tgid, way, src, shard))
+                self._event(kind, batch, body, copied, (ts, conn, tls, pos, tgid, way, src, shard))
                 continue
             c = get(tls or conn)
             if c is None or shard != c.shard or (tls and conn != c.linked):
@@ -162,13 +162,15 @@ class Flow:
         exchanges, self._stitcher.exchanges = self._stitcher.exchanges, []
         return exchanges
 
-    def _event(self, kind: int, batch: bytes, body: int, head: tuple[int, int, int, int, int, int, int, int]) -> None:
+    def _event(
+        self, kind: int, batch: bytes, body: int, copied: int, head: tuple[int, int, int, int, int, int, int, int]
+    ) -> None:
         # A record that is not DATA; `head` is (ts, conn, tls, pos, tgid, way, src, shard).
         ts, conn, tls, pos, tgid, way, src, shard = head
         ident = tls if src == abi.TLS else conn
         c = self.connections.get(ident)
         if kind == abi.OPEN:
-            self._opened(c, ident, read_opening(batch, body), (ts, conn, tgid, src, shard))
+            self._opened(c, ident, read_opening(batch, body, copied), (ts, conn, tgid, src, shard))
         elif kind == abi.SHUT:
             if c is not None:
                 self._shut(c, way, pos, ts)

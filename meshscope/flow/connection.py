@@ -56,7 +56,7 @@ class Speech(Protocol):
 
 
 class Opening(NamedTuple):
-    """MS_OPEN and MS_CLOSE after the head: the fields of struct ms_conn, in order."""
+    """MS_OPEN and MS_CLOSE after the head: the fields of struct ms_conn, in order, and the beginning of the SSL object."""
 
     started_ns: int
     object: int
@@ -72,6 +72,7 @@ class Opening(NamedTuple):
     pad: int
     local: bytes
     remote: bytes
+    memory: bytes
 
 
 def address(family: int, raw: bytes) -> str:
@@ -127,6 +128,7 @@ class Connection:
         "linked",  # TLS session: the socket that its last record named
         "local",
         "looked",  # position up to which bytes were looked at for recognition
+        "memory",  # TLS session: what its SSL object began with when it moved its first bytes
         "near",  # the client's address is a loopback one
         "netns",
         "newest",  # stream of the newest request
@@ -151,7 +153,7 @@ class Connection:
         "src",
         "srtt_us",
         "state",
-        "suspects",  # bytes were lost while some of `open` waited: those are flagged
+        "suspects",  # some of `open` are flagged so that their answers cannot be told
         "tgid",
         "tls",
         "told",  # the kernel holds a verdict
@@ -207,6 +209,7 @@ class Connection:
         self.heads: list[bytes] | None = None
         self.random = b""
         self.object = self.linked = 0
+        self.memory = b""
         self.session: Connection | None = None
         self.socket: Connection | None = None
 
@@ -217,6 +220,7 @@ class Connection:
         A TLS session does not know its age: see `age`.
         """
         self.object = about.object
+        self.memory = about.memory
         if self.src == abi.TLS:
             return
         self.late = about.started_ns == 0 or about.moved_rx + about.moved_tx > 0
@@ -258,13 +262,14 @@ class Connection:
             self.doubts = (*self.doubts, "peer_unknown")
 
     def lose(self) -> None:
-        """Bytes were lost or refused: whatever waits for an answer may wait for those."""
+        """Answers were lost or refused: nobody can tell any more who answers a request that has no answer yet."""
         for exchange in self.open.values():
-            self.suspects = True
-            if "bytes_lost" not in exchange.flags:
-                exchange.flags = (*exchange.flags, "bytes_lost")
+            if exchange.response is None:
+                self.suspects = True
+                exchange.flags = tuple({*exchange.flags, "bytes_lost"})
 
 
-def read_opening(batch: bytes, at: int) -> Opening:
-    """The part of MS_OPEN or MS_CLOSE after the head."""
-    return Opening._make(abi.CONN.unpack_from(batch, at))
+def read_opening(batch: bytes, at: int, copied: int = 0) -> Opening:
+    """The part of MS_OPEN or MS_CLOSE after the head, and the `copied` bytes behind it."""
+    memory = at + abi.CONN.size
+    return Opening._make((*abi.CONN.unpack_from(batch, at), batch[memory : memory + copied]))

@@ -86,7 +86,10 @@ class Handshakes:
         seen = self._seen.get(session.tgid)
         if not seen or session.object == 0:
             return None
-        random = self._bind(session.id, session.tgid, session.object, tuple(seen))
+        memory, session.memory = session.memory, b""  # as it was then: the object may be gone by now
+        random = next((random for random in seen if random in memory), None)
+        if random is None:
+            random = self._bind(session.id, session.tgid, session.object, tuple(seen))
         sockets = seen.get(random, []) if random is not None else []
         role = session.role
         fitting = [socket for socket in sockets if role is None or socket.role in {None, role}]
