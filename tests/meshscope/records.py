@@ -82,8 +82,9 @@ class Tape:
         netns: int = 4_026_531_840,
         tls: int = 0,
         ssl: int = 0,
+        memory: bytes = b"",
     ) -> Tape:
-        """MS_OPEN of a socket, or of a TLS session if `tls`. started 0: older than the agent."""
+        """MS_OPEN of a socket, or of a TLS session if `tls`, with its object's memory. started 0: older than the agent."""
         mine, other = (CLIENT_ADDRESS, SERVER_ADDRESS) if role == abi.ROLE_CLIENT else (SERVER_ADDRESS, CLIENT_ADDRESS)
         local, remote = local or mine, remote or other
         moved = (self._moved.get((tls or conn, abi.RX), 0), self._moved.get((tls or conn, abi.TX), 0))
@@ -93,7 +94,7 @@ class Tape:
         self._about[tls or conn] = struct.pack(
             "<QQQQIHHHHBBH16s16s", started, ssl, *moved, netns, family, local[1], remote[1], 0, role, 1, 0, near, far
         )
-        return self._put(abi.OPEN, conn, 0, tls, 0, 0, self._about[tls or conn])
+        return self._put(abi.OPEN, conn, 0, tls, 0, 0, self._about[tls or conn] + memory)
 
     def pair(self, client: int, server: int, client_address: Address = ("127.0.0.1", 40_000), port: int = 80) -> Tape:
         """Two connections that are the ends of one on this host; opens neither."""
@@ -165,7 +166,7 @@ class Tape:
     def _put(
         self, kind: int, conn: int, way: int, tls: int, pos: int, n: int, rest: bytes = b"", flags: int = 0, at: int | None = None
     ) -> Tape:
-        copied = len(rest) if kind == abi.DATA else 0
+        copied = len(rest) if kind == abi.DATA else max(0, len(rest) - abi.CONN.size) if kind == abi.OPEN else 0
         src = abi.TLS if tls else abi.SOCKET
         ts = self.now if at is None else at
         place = (ts, conn, tls, pos, self.tgid, self.tid, n, copied)

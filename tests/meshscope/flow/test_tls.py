@@ -169,6 +169,17 @@ def test_a_session_bound_by_its_random() -> None:
     assert run.stats.n["tls_sessions_unbound"] == 1
 
 
+def test_a_session_bound_by_the_memory_it_brought() -> None:
+    tape = Tape()
+    for conn in (1, 2, 3):
+        handshake(tape, conn, abi.ROLE_SERVER, random_of(conn))
+    tape.open(0, tls=SESSION | 9, ssl=64, memory=bytes(320) + random_of(3) + bytes(160))
+    gone = Memory()
+    run = Run(bind=gone).take(asked(tape, 9, abi.ROLE_SERVER))
+    assert gone.asked == []
+    assert (run.exchanges[0].joint, run.exchanges[0].flags) == ((random_of(3), 0, 0, 0), ())
+
+
 def test_both_ends_in_one_process_are_told_apart_by_their_role() -> None:
     tape = Tape().pair(1, 2).open_end(1).data(1, TX, client_hello()).open_end(2).data(2, RX, client_hello())
     hello_back = server_hello(random_of(5))
