@@ -19,7 +19,12 @@ from tests.live.scrape import Samples, fetch, samples, total
 pytestmark = pytest.mark.usefixtures("kernel_state")
 
 
-def true_or_silent(exchanges: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
+def leaving(exchanges: list[dict[str, Any]]) -> int:
+    """How often wrk left in the middle of a request, as it does at the end of its time: the only errors there are."""
+    return sum(1 for e in exchanges if e["role"] == "client" and e["response"] is None and e["outcome"] == "aborted")
+
+
+def true_or_silent(exchanges: list[dict[str, Any]], lines: list[dict[str, Any]], connections: int) -> None:
     """Nothing is invented: each exchange that names an id is in the server's log, once per end, and what it says is so."""
     logged = {line["id"]: line for line in lines}
     faults = compare.Faults()
@@ -42,7 +47,9 @@ def true_or_silent(exchanges: list[dict[str, Any]], lines: list[dict[str, Any]])
                     complete = exchange["outcome"] == "ok" and not exchange["flags"]
                     size = exchange["response"]["body_bytes"]
                     faults.expect(not complete or size == line["body"], f"{role}: body {size} for {line}")
-                faults.expect(exchange["outcome"] in {"ok", "unknown"}, f"{role}: an error nobody had\n{compare.brief(mine)}")
+                fine = exchange["outcome"] in {"ok", "unknown"} or leaving([exchange])
+                faults.expect(fine, f"{role}: an error nobody had\n{compare.brief(mine)}")
+    faults.expect(leaving(exchanges) <= connections, f"{leaving(exchanges)} requests aborted on {connections} connections")
     faults.settle()
 
 
@@ -81,8 +88,8 @@ def test_ring_too_small(tls: bool, fleet: Fleet, big_file: Path) -> None:
     assert lost > 0, "the ring was not too small"
     assert "lost" in agent.summary(), agent.summary()
     balanced(quiet)
-    true_or_silent(exchanges, server.lines())
-    assert errors(quiet) == 0, "loss was taken for errors"
+    true_or_silent(exchanges, server.lines(), 16)
+    assert errors(quiet) == leaving(exchanges), "loss was taken for errors"
     doubtful = [e for e in exchanges if e["flags"]]
     assert doubtful, "loss, and no exchange is flagged"
     seen = f"{len(exchanges)} ends told, {len(doubtful)} of them flagged, no error"
@@ -121,7 +128,7 @@ def test_joined_in_the_middle(tls: bool, fleet: Fleet, big_file: Path) -> None:
     assert told["non2xx"] == told["socket"] == told["timeouts"] == 0, told
 
     lines = server.lines()
-    true_or_silent(exchanges, lines)
+    true_or_silent(exchanges, lines, connections)
     faults = compare.Faults()
     servers = compare.by_id(exchanges, "server")
     first = min(int(who) for who in servers if who)

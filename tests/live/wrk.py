@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from typing import Any
 
@@ -25,7 +26,7 @@ def begin(
     private: bool = True,
 ) -> subprocess.Popen[bytes]:
     """Start a load; without pause about a hundred thousand requests a second, with 3 ms about 4,500."""
-    command: list[Any] = ["wrk", "-t2", f"-c{connections}", f"-d{seconds}s", "-s", HERE / "requests.lua", url]
+    command: list[Any] = ["wrk", "-t2", f"-c{connections}", f"-d{math.ceil(seconds)}s", "-s", HERE / "requests.lua", url]
     return fleet.start([*command, "--", path, str(first), str(pause_ms), *headers], name, private=private)
 
 
