@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import unquote
 
 from parsers.base import Message
 
@@ -30,10 +30,18 @@ KEPT_HEADERS: Final = frozenset(
         "x-request-id",
     }
 )
-_AS_THEY_ARE: Final = frozenset({"content-length", "traceparent", "tracestate"})  # identifiers by definition, parsed strictly
+_IDENTIFIERS: Final = {  # identifiers by definition: as they are where they have the form they must have
+    "content-length": re.compile(r"\d{1,19}", re.ASCII).fullmatch,
+    "traceparent": re.compile(r"[0-9a-f-]{55,255}").fullmatch,
+    "tracestate": re.compile(r"[\x20-\x7e]{0,1024}").fullmatch,
+    "x-request-id": re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch,
+}
 
 # Never kept, whoever asks.
-_SECRET_HEADER: Final = re.compile(r"authori[sz]ation|cookie|token|secret|passw|credential|session|(?:^|-|_)(?:api-?)?key$|-auth")
+_SECRET_HEADER: Final = re.compile(
+    r"authori[sz]ation|authenti|cookie|token|secret|passw|credential|session|signature|assertion|jwt|[cx]srf"
+    r"|(?:^|[-_])(?:api[-_]?)?key$|[-_]auth|^auth$"
+)
 
 # Key names, lower case without separators: anywhere in the name, or the whole of it.
 _SECRET_KEY: Final = re.compile(
@@ -43,62 +51,86 @@ _SECRET_KEY: Final = re.compile(
 )
 _SEPARATORS: Final = re.compile(r"[^a-z0-9]+")
 
-# Every repetition before a decisive character is bounded, so that hostile input costs linear time.
-_EMAIL: Final = r"[^\s/@,;<>]{1,64}@[^\s/@,;<>]+"
-_JWT: Final = r"eyJ[\w-]{5,2048}\.[\w-]*(?:\.[\w-]*)?"
+# Every repetition before a decisive character is bounded or starts at a boundary, so that hostile input costs linear time.
+_AT: Final = r"(?:@|%(?:25)?40)"
+_EMAIL: Final = rf"(?<![^\s/@,;<>])(?!{REDACTED}@)[^\s/@,;<>]+?{_AT}[^\s/,;<>]*"
+_JWT: Final = r"(?<![\w-])(?=[\w-]*eyJ)[\w-]{8,}\.[\w-]*(?:\.[\w-]*)*"
 _UUID: Final = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
-_PREFIXED: Final = r"(?:sk|pk|rk|ghp|gho|ghu|ghs|github_pat|glpat|xox[abprs]|AKIA|ASIA|AIza|ya29|SG)[-_.]?[\w.-]{12,}"
-_SCHEME: Final = r"(?i:bearer|basic|digest|negotiate)\s+\S+"
+_ISSUED: Final = r"(?:(?:sk|pk|rk)[-_]|SG\.|gh[opsu]_|github_pat_|glpat-|xox[abprs]-|ya29[._]|AIza)"  # well-known prefixes
+_PREFIXED: Final = rf"(?<![A-Za-z0-9])(?:{_ISSUED}[\w.-]{{12,}}|A[KS]IA[A-Z0-9]{{12,}})"
+_SCHEME: Final = r"(?i:bearer|basic|negotiate)\s+\S+|(?i:digest)\s+\S.*"
 _KNOWN: Final = rf"{_EMAIL}|{_JWT}|{_UUID}|{_PREFIXED}|{_SCHEME}"
-_USER_INFO: Final = re.compile(r"(?<=://)[^/@?#\s]*@")
-_DIGITS: Final = r"\d(?:[ .-]?\d){8,}"  # nine and more: cards, phones, national ids, timestamps; eight stay
-_MIXED: Final = r"(?=[\w+/=~]{0,64}\d)(?=[\w+/=~]{0,64}[A-Za-z])[A-Za-z0-9_+/=~]{16,}|[A-Za-z0-9_+/=~]{32,}"
+_USER_INFO: Final = re.compile(r"(?<=://)[^/?#\s]*@")
+_DIGITS: Final = r"\d(?:[ .+_-]{0,2}\d){8,}"  # nine and more: cards, phones, national ids, timestamps; eight stay
+_MIXED: Final = (
+    r"(?=[\w+/=~]{0,64}\d)(?=[\w+/=~]{0,64}[A-Za-z])[A-Za-z0-9_+/=~]{16,}|[A-Za-z0-9_+/=~]{32,}"
+    r"|(?=[\w-]{0,64}\d)(?=[\w-]{0,64}[a-z])(?=[\w-]{0,64}[A-Z])[\w-]{20,}"
+)
 _SHAPE: Final = re.compile(rf"{_KNOWN}|{_DIGITS}|{_MIXED}")
 # In free text (header values) slashes and dots separate; versions such as 5.10.0.123456789 are no card.
 _TEXT_SHAPE: Final = re.compile(
-    rf"{_KNOWN}|(?<![\w.])\d(?:[ -]?\d){{8,}}|(?=[\w+]{{0,64}}\d)(?=[\w+]{{0,64}}[A-Za-z])[\w+]{{24,}}={{0,2}}"
+    rf"{_KNOWN}|(?<![\w.])\d(?:[ -]?\d){{8,}}|(?<![\w+])(?=[\w+]*\d)(?=[\w+]*[A-Za-z])[\w+]{{24,}}={{0,2}}"
+    r"|(?<![\w+/-])(?=[\w+/-]*\d)(?=[\w+/-]*[a-z])(?=[\w+/-]*[A-Z])[\w+/-]{40,}={0,2}"
 )
+# key=value, key%3Dvalue and "key": value inside other text.
+_ASSIGNED: Final = re.compile(
+    r"(?:(?<![^\s?&;,#{}()\"'=/])|(?<=%3[dD]))([^\s?&;,#{}()\"'=/]+?)(?:[\"']\s{0,4}:\s{0,4}|=|%(?:25)?3[dD])"
+)
+_ASSIGNED_VALUE: Final = re.compile(r"\"[^\"]*\"?|'[^']*'?|[^\s&;,\"'}]*")
 # Most targets: short words and short numbers, and a page number at most. Says nothing about what it does not match.
 _HARMLESS: Final = re.compile(
     r"(?:/(?!(?i:token|password|secret|otp|api-?key)/)(?:[A-Za-z_.-]{0,15}|[A-Za-z]?\d{1,8})(?![^/?]))+"
     r"(?:\?(?:id|page|limit|offset|size|n)=\d{1,8})?"
 ).fullmatch
 _SECRET_PARENT: Final = frozenset({"token", "password", "secret", "otp", "apikey", "api-key"})
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,11}://)([^/?#]*)(.*)", re.DOTALL).fullmatch
+_NAME_AND_PORT: Final = re.compile(r"(?:[A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]):\d{1,5}", re.ASCII).fullmatch
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _VALUE_MAX: Final = 128  # characters of a query value or segment; what is longer is no word
 _TEXT_MAX: Final = 1024  # characters of a header value; user agents end at about 300
+_ROUNDS: Final = 5
 _REMEMBERED: Final = 4096
+_REMEMBERED_MAX: Final = 512  # characters of what is worth remembering
 
 
-def target(text: str) -> str:
-    """A request target of any form (RFC 9112 section 3.2) without user-info, secret segments and secret query values."""
+def target(text: str, *, raw_path: bool = False) -> str:
+    """A request target of any form (RFC 9112 section 3.2) without user-info, secret segments and secret query values.
+
+    raw_path: leave the path alone.
+    """
     if _HARMLESS(text) is not None:
         return text
-    text = _USER_INFO.sub(f"{REDACTED}@", _printable(text))
-    start = text.find("://") + 3 if "://" in text[:12] else 0
-    slash = text.find("/", start) if start else 0
-    if start and slash < 0:
-        return text
-    rest, mark, query = text[slash:].partition("?")
-    return text[:slash] + path(rest) + (f"?{_query(query)}" if mark else "")
+    text = _printable(text)
+    absolute = _ABSOLUTE(text)
+    if absolute is not None:
+        start, authority, rest = absolute.groups()
+        return start + value(f"://{authority}")[3:] + _relative(rest, raw_path)
+    return value(text) if _NAME_AND_PORT(text) is not None else _relative(text, raw_path)
 
 
 def path(text: str) -> str:
     """A path, segment by segment."""
     segments = text.split("/")
-    if len(segments) == 1:  # authority form and "*": a name and a port
-        return text if len(text) <= 2 * _VALUE_MAX and _SHAPE.search(unquote(text)) is None else REDACTED
     before = ""
     for index, segment in enumerate(segments):
-        if segment:
-            segments[index] = _segment(segment, before)
-        before = segment
+        name, mark, parameters = segment.partition(";")  # ;jsessionid= and its like (RFC 3986 section 3.3)
+        plain = _decoded(name)
+        if before in _SECRET_PARENT or _secret(plain):
+            name = name and REDACTED
+        before = plain.lower()
+        segments[index] = name + (f";{_query(parameters)}" if mark else "")
     return "/".join(segments)
 
 
 def value(text: str) -> str:
     """Free text such as a header value: what has the shape of a secret goes, the rest stays."""
-    return _TEXT_SHAPE.sub(REDACTED, _USER_INFO.sub(f"{REDACTED}@", _printable(text[:_TEXT_MAX])))
+    text = _USER_INFO.sub(f"{REDACTED}@", _printable(text))
+    for _ in range(_ROUNDS):  # what is left beside a replacement can have a shape together with it
+        done = _TEXT_SHAPE.sub(REDACTED, _assigned(text))
+        if done == text:
+            return text[:_TEXT_MAX]
+        text = done
+    return REDACTED
 
 
 def kept(name: str) -> bool:
@@ -120,9 +152,11 @@ class Redactor:
         if text is not None and _HARMLESS(text) is None:
             done = self._targets.get(text)
             if done is None:
-                if len(self._targets) >= _REMEMBERED:
-                    self._targets.clear()
-                done = self._targets[text] = self._raw_target(text) if self._raw else target(text)
+                done = target(text, raw_path=self._raw)
+                if len(text) <= _REMEMBERED_MAX:
+                    if len(self._targets) >= _REMEMBERED:
+                        self._targets.clear()
+                    self._targets[text] = done
             message.target = done
         if message.headers:
             self._headers(message.headers)
@@ -132,51 +166,73 @@ class Redactor:
     def _headers(self, headers: dict[str, str]) -> None:
         known = self._values
         for pair in list(headers.items()):
-            if pair[0] in _AS_THEY_ARE:
+            name, text = pair
+            is_identifier = _IDENTIFIERS.get(name)
+            if is_identifier is not None and is_identifier(text) is not None:
                 continue
             done = known.get(pair, "")
             if done == "":
-                if len(known) >= _REMEMBERED:
-                    known.clear()
-                done = known[pair] = value(pair[1]) if kept(pair[0]) else None
+                done = value(text) if kept(name) else None
+                if len(text) <= _REMEMBERED_MAX:
+                    if len(known) >= _REMEMBERED:
+                        known.clear()
+                    known[pair] = done
             if done is None:
-                del headers[pair[0]]
-            elif done != pair[1]:
-                headers[pair[0]] = done
-
-    @staticmethod
-    def _raw_target(text: str) -> str:
-        rest, mark, query = _USER_INFO.sub(f"{REDACTED}@", _printable(text)).partition("?")
-        return rest + (f"?{_query(query)}" if mark else "")
+                del headers[name]
+            elif done != text:
+                headers[name] = done
 
 
-def _segment(segment: str, before: str) -> str:
-    name, mark, parameters = segment.partition(";")  # ;jsessionid= and its like (RFC 3986 section 3.3)
-    decoded = unquote(unquote(name))
-    if before.lower() in _SECRET_PARENT or len(decoded) > _VALUE_MAX or _SHAPE.search(decoded) is not None:
-        name = REDACTED
-    return name + (f";{_query(parameters)}" if mark else "")
+def _relative(text: str, raw_path: bool) -> str:
+    """What follows the authority; a fragment has no business here (RFC 9112 section 3.2) and often is a token."""
+    rest, hash_mark, fragment = text.partition("#")
+    rest, mark, query = rest.partition("?")
+    if not raw_path or rest[:1] != "/":
+        rest = path(rest)
+    return rest + (f"?{_query(query)}" if mark else "") + hash_mark + (fragment and REDACTED)
 
 
 def _query(query: str) -> str:
-    query, mark, fragment = query.partition("#")
     parts = re.split("([&;])", query)
     parts[::2] = [_pair(part) for part in parts[::2]]
-    return "".join(parts) + (f"#{REDACTED}" if mark and fragment else mark)
+    return "".join(parts)
 
 
 def _pair(pair: str) -> str:
-    key, mark, text = pair.partition("=")
-    plain = unquote_plus(unquote_plus(key))
-    if not mark:
-        return REDACTED if len(plain) > _VALUE_MAX or _SHAPE.search(plain) else key
-    if len(plain) > _VALUE_MAX or _SHAPE.search(plain) is not None:
+    key, _, text = pair.partition("=")
+    plain = _decoded(key.replace("+", " "))
+    if _secret(plain):
         return REDACTED
-    if not text:
-        return pair
-    decoded = unquote_plus(unquote_plus(text))
-    secret = len(decoded) > _VALUE_MAX or _SECRET_KEY.search(_SEPARATORS.sub("", plain.lower())) or _SHAPE.search(decoded)
-    return f"{key}={REDACTED}" if secret else pair
+    if text and (_secret_key(plain) or _secret(_decoded(text.replace("+", " ")))):
+        return f"{key}={REDACTED}"
+    return pair
+
+
+def _secret(plain: str) -> bool:
+    """Whether decoded text is, or tells, a secret."""
+    if len(plain) > _VALUE_MAX or _SHAPE.search(plain) is not None:
+        return True
+    return any(_secret_key(found[1]) for found in _ASSIGNED.finditer(plain))
+
+
+def _secret_key(name: str) -> bool:
+    return _SECRET_KEY.search(_SEPARATORS.sub("", _decoded(name).lower())) is not None
+
+
+def _decoded(text: str) -> str:
+    return unquote(unquote(text)) if "%" in text else text
+
+
+def _assigned(text: str) -> str:
+    """Free text without the values that follow a secret key."""
+    parts, done = [], 0
+    for found in _ASSIGNED.finditer(text):
+        if found.start() >= done and _secret_key(found[1]):
+            follows = _ASSIGNED_VALUE.match(text, found.end())
+            if follows is not None and follows[0]:
+                parts += [text[done : found.end()], REDACTED]
+                done = follows.end()
+    return "".join((*parts, text[done:])) if parts else text
 
 
 def _printable(text: str) -> str:
