@@ -243,7 +243,8 @@ class Reader:
         if lost and c.parser is not None:
             self._n["holes"] += 1
             self._n["bytes_lost"] += lost
-            c.lose()
+            if half == RESPONSES:
+                c.lose()
             self.tell(c, c.parser.gap, half, lost, True, ts)
 
     def _unpositioned(self, c: Connection) -> None:
@@ -265,7 +266,8 @@ class Reader:
         self.protocol_errors[c.speech] = self.protocol_errors.get(c.speech, 0) + 1
         self._n["protocol_errors"] += 1
         c.errors += 1
-        c.lose()
+        if half == RESPONSES:
+            c.lose()
         try:
             if c.parser is not None:
                 c.parser.gap(half, n, True, ts, out)

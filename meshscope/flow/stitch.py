@@ -202,8 +202,9 @@ class Stitcher:
             flags.add("upgraded")
         if reason:
             about.outcome = ABORTED if reason == ABORTED else UNKNOWN
-        elif about.outcome == ABORTED and LOST in exchange.flags:
-            about.outcome = UNKNOWN  # what looks like the end may be where bytes are missing
+        elif LOST in exchange.flags or (about.outcome == ABORTED and LOST in flags):
+            # This may be the answer to a request that went by unseen (Connection.lose); or the end a hole.
+            about.outcome = UNKNOWN
         if about.outcome == UNKNOWN:
             flags.add(reason or LOST)
             self._n["unknown_" + next(flag for flag in UNKNOWN_REASONS if flag in flags)] += 1

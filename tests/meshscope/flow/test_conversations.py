@@ -108,9 +108,10 @@ def test_both_ends_however_they_are_split_and_whatever_is_lost(cuts: list[int], 
         assert all(x.peer_seen for x in whole.exchanges if x.role == "server")
         assert not any(x.flags for x in whole.exchanges)
     for x in whole.exchanges:
-        if not x.flags and x.about.outcome != "unknown":
+        if x.about.outcome != "unknown":
             assert x.response
-            assert (x.request.target, x.response.status, x.response.size) in EXPECTED
+            assert (x.request.target, x.response.status) in {row[:2] for row in EXPECTED}
+            assert x.flags or (x.request.target, x.response.status, x.response.size) in EXPECTED
 
 
 @pytest.mark.parametrize("skipped", range(1, len(SAID)))
