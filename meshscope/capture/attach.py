@@ -2,8 +2,8 @@
 
 A file is probed as a whole ahead of its users, so that even the shortest-lived is seen, but only while everyone who maps
 it is selected; otherwise each selected process has probes of its own, and nobody else pays for a trap. When a stranger
-turns up, the probes of the processes are in place before those of the file go: kprobes/openssl.bpf.c tells a call once
-that two attachments see.
+comes or goes, the new probes are in place before the old ones leave: kprobes/openssl.bpf.c tells a call once that two
+attachments see.
 """
 
 from __future__ import annotations
@@ -115,26 +115,26 @@ class Attachments:
         for use in uses:
             by_file.setdefault((use.mapping.device, use.mapping.inode), []).append(use)
         ended = set(gone)
+        for file, tgid in list(self._links):
+            if tgid in ended or (tgid == FILE and file in foreign and file not in by_file):
+                self._detach(file, tgid)
+        for key in [key for key in self._refused if key[1] in ended]:
+            del self._refused[key]
         for file, users in by_file.items():
             self._update_file(file, users, file in foreign, spared)
-        for file, tgid in list(self._links):
-            if tgid == FILE and file in foreign and file not in by_file:
-                self._detach(file, FILE)
-            elif tgid in ended:
-                self._detach(file, tgid)
         self._take_leaving()
         for tgid in self._unseen:
             self._hooks.forget_sessions(tgid)
         self._unseen.clear()
-        for key in [key for key in self._refused if key[1] in ended]:
-            del self._refused[key]
 
     def _update_file(self, file: File, users: list[Use], foreign: bool, spared: Collection[int]) -> None:
         """One library file and the selected processes that map it."""
         alone = not foreign and not any(use.tgid in spared for use in users)
         whole = (file, FILE) in self._links
-        if alone and not whole and not any((file, use.tgid) in table for use in users for table in (self._links, self._refused)):
+        if alone and not whole and not any((file, use.tgid) in self._refused for use in users):
             whole = self._attach(file, FILE, users[0])
+            for use in users if whole else ():
+                self._detach(file, use.tgid)
         if whole and alone:
             return
         for use in users:
