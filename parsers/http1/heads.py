@@ -68,6 +68,8 @@ _IDENTIFIER: Final = re.compile(rb"[0-9A-Za-z_-]{16}")
 _MANY_IDS: Final = 32  # identifiers of one field, then it is not remembered any more
 _MEMO_NAMES: Final = 256
 _MEMO_LINES: Final = 2048  # entries of one memo, then it starts again: about 0.5 MB
+_BLOCKS: Final = 256  # and as many whole heads, of at most
+_BLOCK_BYTES: Final = 1024
 _MEMO_BYTES: Final = 160  # longer lines are not remembered
 
 
@@ -119,12 +121,15 @@ class Fields(dict[bytes, tuple[str, str] | None]):
 
     A field that carries identifiers is not remembered: it is different every time.
 
-    odd: BLANK, FOLD or FAULT was given; whoever looks sets it back.
+    odd:    BLANK, FOLD or FAULT was given; whoever looks sets it back.
+    blocks: what `read` said of all the lines of a head together, where each was remembered; do not change what it holds.
     """
 
     def __init__(self, keep: frozenset[str] | None) -> None:
         super().__init__()
         self.odd = False
+        self.blocks: dict[bytes, dict[str, str]] = {}
+        self._missed = False
         self._keep = keep
         wanted = (keep or frozenset()).union(_FRAMING)
         self._names = {spelt.encode("latin-1"): name for name in wanted for spelt in (name, name.title())}
@@ -133,6 +138,7 @@ class Fields(dict[bytes, tuple[str, str] | None]):
         self.hidden = tuple(name for name in _FRAMING if keep is not None and name not in keep)
 
     def __missing__(self, line: bytes) -> tuple[str, str] | None:
+        self._missed = True
         raw, colon, value = line.partition(b":")
         if raw in self._volatile:
             known = self._volatile[raw]
@@ -153,6 +159,20 @@ class Fields(dict[bytes, tuple[str, str] | None]):
             if _IDENTIFIER.search(value):
                 self._count_id(raw, name if wanted else None)
         return field
+
+    def read(self, block: bytes) -> dict[str, str] | None:
+        """The wanted fields of a head's lines; None if something needs the long way, see `read_fields`."""
+        self._missed = False
+        found = list(filter(None, map(self.__getitem__, block.split(b"\n"))))
+        headers = dict(found)
+        if self.odd or len(found) != len(headers):
+            self.odd = False
+            return None
+        if not self._missed and len(block) <= _BLOCK_BYTES:
+            if len(self.blocks) >= _BLOCKS:
+                self.blocks.clear()
+            self.blocks[block] = headers.copy()
+        return headers
 
     def _count_id(self, raw: bytes, name: str | None) -> None:
         ids = self._ids

@@ -12,6 +12,7 @@ carries a doubt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -43,6 +44,8 @@ from parsers.http1.pairs import Pairs
 # Who takes over after 101, by Upgrade token in lower case (RFC 9110 section 7.8); others are left alone.
 UPGRADES: Final = {"h2c": "http/2"}
 
+_EXPECT: Final = re.compile(rb"(?i:(?:^|\n)expect:)")
+_UPGRADE: Final = re.compile(rb"(?i:(?:^|\n)upgrade):[ \t]*([^ \t\r\n,]+)")
 _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 _VERSIONS: Final = heads.VERSIONS
 _METHODS: Final = heads.METHODS
@@ -60,11 +63,12 @@ class Parser:
     skip: per half, the offset up to which no byte is needed; set in counted bodies only.
     """
 
-    __slots__ = ("_fields", "_halves", "_hides_length", "_pairs", "skip")
+    __slots__ = ("_blocks", "_fields", "_halves", "_hides_length", "_pairs", "skip")
 
     def __init__(self, keep: Iterable[str] | None = None) -> None:
         self.skip = [0, 0]
         self._fields = heads.fields_for(keep)
+        self._blocks = self._fields.blocks
         self._halves = (Half(REQUESTS, self.skip, self._fields), Half(RESPONSES, self.skip, self._fields))
         self._pairs = Pairs(self._halves)
         self._hides_length = "content-length" in self._fields.hidden
@@ -158,18 +162,16 @@ class Parser:
             stop = data.find(b"\r\n\r\n", pos)
             if stop < 0:
                 return self._unusual(h, data, pos, ts, out)
-        lines = data[pos:stop].split(b"\n")
+        line, _, block = data[pos:stop].partition(b"\n")
         try:
-            verb, raw, version = lines[0].split(b" ")
+            verb, raw, version = line.split(b" ")
             method, number = _METHODS[verb], _VERSIONS[version]
         except (ValueError, KeyError):
             return self._unusual(h, data, pos, ts, out)
-        del lines[0]
-        fields = self._fields
-        found = list(filter(None, map(fields.__getitem__, lines)))
-        headers = dict(found)
+        known = self._blocks.get(block)
+        headers = known.copy() if known is not None else self._fields.read(block)
         target = raw.decode("latin-1")
-        if len(found) != len(headers) or fields.odd or stop - pos > _MAX_TARGET or not target.isprintable() or not target:
+        if headers is None or not block or stop - pos > _MAX_TARGET or not target.isprintable() or not target:
             return self._unusual(h, data, pos, ts, out)
         message = Message(REQUESTS, self._pairs.count, ts if pos >= h.fresh else h.held_ts, h.base + pos)
         message.verb = method
@@ -178,7 +180,7 @@ class Parser:
         message.headers = headers
         pairs = self._pairs
         if pairs.careful or "content-length" in headers or "transfer-encoding" in headers or method == "CONNECT":
-            return self._ask(h, message, lines, data, stop + 4, ts, out)
+            return self._ask(h, message, block, data, stop + 4, ts, out)
         pairs.append(message)
         message.end_ts = ts
         message.ending = COMPLETE
@@ -191,16 +193,14 @@ class Parser:
         stop = data.find(b"\r\n\r\n", pos)
         if stop < 0:
             return self._unusual(h, data, pos, ts, out)
-        lines = data[pos:stop].split(b"\n")
+        line, _, block = data[pos:stop].partition(b"\n")
         try:
-            version, status = _statuses[lines[0][:13]]
+            version, status = _statuses[line[:13]]
         except ProtocolError:
             return self._unusual(h, data, pos, ts, out)
-        del lines[0]
-        fields = self._fields
-        found = list(filter(None, map(fields.__getitem__, lines)))
-        headers = dict(found)
-        if len(found) != len(headers) or fields.odd or stop - pos > _MAX_TARGET:
+        known = self._blocks.get(block)
+        headers = known.copy() if known is not None else self._fields.read(block)
+        if headers is None or not block or stop - pos > _MAX_TARGET:
             return self._unusual(h, data, pos, ts, out)
         message = Message(RESPONSES, ORPHAN, ts if pos >= h.fresh else h.held_ts, h.base + pos)
         message.version = version
@@ -218,7 +218,7 @@ class Parser:
             or pairs.open[0].verb in _BODILESS_VERBS
             or status in _BODILESS
         ):
-            return self._answer(h, message, lines, data, stop + 4, ts, out)
+            return self._answer(h, message, block, data, stop + 4, ts, out)
         pairs.take(message)
         if self._hides_length:
             del headers["content-length"]
@@ -243,21 +243,21 @@ class Parser:
                     return WAIT
                 return self._reject(h, pos)
             end = stop = data.rfind(b"\n", pos, pos + heads.MAX_HEAD)
-        lines = data[pos : max(stop, pos)].split(b"\n")
+        line, _, block = data[pos : max(stop, pos)].partition(b"\n")
         message = Message(h.which, self._pairs.count, ts if pos >= h.fresh else h.held_ts, h.base + pos)
         try:
             if h.which == REQUESTS:
-                message.verb, message.target, message.version, cut = heads.request_line(lines.pop(0))
+                message.verb, message.target, message.version, cut = heads.request_line(line)
             else:
                 message.stream, cut = ORPHAN, False
-                message.version, message.status = _statuses[lines.pop(0)[:13]]
+                message.version, message.status = _statuses[line[:13]]
         except ProtocolError:
             return self._reject(h, pos)
-        message.headers, more = heads.read_fields(lines, self._fields)
+        message.headers, more = heads.read_fields(block.split(b"\n") if block else [], self._fields)
         if cut or more or truncated:
             doubt(message, TRUNCATED)
         told = self._ask if h.which == REQUESTS else self._answer
-        return told(h, message, lines, data, end, ts, out, truncated)
+        return told(h, message, block, data, end, ts, out, truncated)
 
     def _reject(self, h: Half, pos: int) -> int:
         """No start line where one belongs. At the very first byte it means that the connection was joined late."""
@@ -266,9 +266,7 @@ class Parser:
         self._pairs.lose(h, LATE)
         return pos
 
-    def _ask(
-        self, h: Half, message: Message, lines: list[bytes], data: bytes, end: int, ts: int, out: Out, more: bool = False
-    ) -> int:
+    def _ask(self, h: Half, message: Message, block: bytes, data: bytes, end: int, ts: int, out: Out, more: bool = False) -> int:
         """Take a request whose head ends at `end`; `more`: the head goes on, but no more of it is read."""
         if self._pairs.careful:
             self._pairs.ask(message)
@@ -283,7 +281,7 @@ class Parser:
             h.state = WAITING
         rest = len(data) - end
         if more or not 0 <= length <= rest:
-            expects = not rest and any(line[:7].lower() == b"expect:" for line in lines)
+            expects = not rest and _EXPECT.search(block) is not None
             return h.enter(message, length, end, ts, out, LONG_HEAD if more else EXPECT if expects else HEAD)
         message.size = length
         message.end_ts = ts
@@ -294,7 +292,7 @@ class Parser:
         return end + length
 
     def _answer(
-        self, h: Half, message: Message, lines: list[bytes], data: bytes, end: int, ts: int, out: Out, more: bool = False
+        self, h: Half, message: Message, block: bytes, data: bytes, end: int, ts: int, out: Out, more: bool = False
     ) -> int:
         """Take a response whose head ends at `end`, and find the request that it answers."""
         status = message.status
@@ -305,7 +303,7 @@ class Parser:
             return end
         request = self._pairs.answer(message) if self._pairs.careful or not self._pairs.open else self._pairs.take(message)
         if status == 101 or (status < 300 and request is not None and request.verb == "CONNECT"):
-            return self._switch(h, message, request, lines, end, ts, out)
+            return self._switch(h, message, request, block, end, ts, out)
         headers = message.headers
         if status in {204, 304} or (request is not None and request.verb == "HEAD"):  # RFC 9112 section 6.3 item 1
             length = 0
@@ -339,14 +337,13 @@ class Parser:
         for name in self._fields.hidden:
             message.headers.pop(name, None)
 
-    def _switch(self, h: Half, message: Message, request: Message | None, lines: list[bytes], end: int, ts: int, out: Out) -> int:
+    def _switch(self, h: Half, message: Message, request: Message | None, block: bytes, end: int, ts: int, out: Out) -> int:
         """End HTTP/1 here: 101 (RFC 9110 section 7.8), or 2xx to CONNECT (section 9.3.6)."""
         self._hide(message)
         protocol = None
-        for line in lines if message.status == 101 else ():
-            name, _, value = line.decode("latin-1").lower().partition(":")
-            if name == "upgrade":
-                protocol = UPGRADES.get(value.strip())
+        token = _UPGRADE.search(block)
+        if message.status == 101 and token is not None:
+            protocol = UPGRADES.get(token[1].decode("latin-1").lower())
         asking = self._halves[REQUESTS]
         if asking.message is not None:
             asking.begun = None
