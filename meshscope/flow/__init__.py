@@ -170,7 +170,7 @@ class Flow:
         ident = tls if src == abi.TLS else conn
         c = self.connections.get(ident)
         if kind == abi.OPEN:
-            self._opened(c, ident, read_opening(batch, body, copied), (ts, conn, tgid, src, shard))
+            self._opened(c, ident, read_opening(batch, body, copied), (ts, conn, pos, tgid, src, shard))
         elif kind == abi.SHUT:
             if c is not None:
                 self._shut(c, way, pos, ts)
@@ -222,9 +222,9 @@ class Flow:
             self._link(c, conn)
         return c
 
-    def _opened(self, c: Connection | None, ident: int, about: Opening, head: tuple[int, int, int, int, int]) -> None:
-        # `head` is (ts, conn, tgid, src, shard).
-        ts, conn, tgid, src, shard = head
+    def _opened(self, c: Connection | None, ident: int, about: Opening, head: tuple[int, int, int, int, int, int]) -> None:
+        # `head` is (ts, conn, pos, tgid, src, shard).
+        ts, conn, pos, tgid, src, shard = head
         if c is not None and c.closing is not None and about.started_ns > c.closing[0]:
             self._retire(c, ts)  # the socket was connected anew
             c = None
@@ -235,7 +235,7 @@ class Flow:
             c.last_ns = c.touched_ns = ts
         elif c.state == SPEAKING or c.closing is not None:
             return
-        c.opened(about)
+        c.opened(about, pos)
         if src == abi.TLS:
             self._link(c, conn)
         elif c.local.address:

@@ -213,17 +213,22 @@ class Connection:
         self.session: Connection | None = None
         self.socket: Connection | None = None
 
-    def opened(self, about: Opening) -> None:
+    def opened(self, about: Opening, pos: int) -> None:
         """Take what MS_OPEN knows; nothing was recognised yet.
 
         A socket without a start is older than the agent; one that has moved bytes already lost the records of them.
+        If its first positions are told (`pos` and `about.object`), a lost first record is a hole like any other.
         A TLS session does not know its age: see `age`.
         """
-        self.object = about.object
-        self.memory = about.memory
         if self.src == abi.TLS:
+            self.object = about.object
+            self.memory = about.memory
             return
         self.late = about.started_ns == 0 or about.moved_rx + about.moved_tx > 0
+        if not self.late and (pos or about.object):
+            self.first = [pos, about.object]
+            self.next = [pos, about.object]
+            self.looked = [pos, about.object]
         self.netns = about.netns
         self.local = Endpoint(address(about.family, about.local), about.local_port)
         self.remote = Endpoint(address(about.family, about.remote), about.remote_port)

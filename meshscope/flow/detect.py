@@ -79,16 +79,26 @@ class Detector:
         # False: bytes that were looked at before. After a hole the connection counts as joined late.
         way = r.way
         last, c.looked[way] = c.looked[way], max(c.looked[way], r.pos + r.len)
-        if last >= 0 and r.pos < last:
+        if last in {-1, r.pos}:
+            return True
+        if c.first[way] == last and c.src == abi.SOCKET:
+            # Its very first bytes went to a process that was not watched yet, or were lost. Or came with the handshake.
+            c.late = c.late or r.pos > last
+            c.first[way] = c.next[way] = r.pos
+            c.looked[way] = r.pos + r.len
+            other = 1 - way
+            if c.late and c.first[other] == c.next[other] == c.looked[other]:
+                c.first[other] = c.next[other] = c.looked[other] = -1
+            return True
+        if r.pos < last:
             self._n["bytes_overlapped"] += r.len
             return False
-        if last >= 0 and r.pos > last:
-            self._n["holes"] += 1
-            self._n["bytes_lost"] += r.pos - last
-            c.unrecognised += r.pos - last
-            self._drop(c, way)
-            c.next[way] = r.pos
-            c.late = True
+        self._n["holes"] += 1
+        self._n["bytes_lost"] += r.pos - last
+        c.unrecognised += r.pos - last
+        self._drop(c, way)
+        c.next[way] = r.pos
+        c.late = True
         return True
 
     def _sniff(self, head: bytes) -> tuple[Verdict, Speech | None]:

@@ -13,6 +13,7 @@ from meshscope.flow.connection import IGNORED, SPEAKING, Connection, Opening, Ou
 from meshscope.flow.limits import Limits
 from meshscope.flow.stitch import ABORTED, Stitcher
 from meshscope.flow.waiting import Waiting
+from meshscope.model import CLIENT
 from meshscope.stats import Stats
 from parsers.base import REQUESTS, RESPONSES, ProtocolError
 
@@ -76,7 +77,8 @@ class Reader:
         if parser is None:
             return
         if half == RESPONSES:
-            if patient and (c.held or not parser.ready(RESPONSES)):
+            # A server reads before it answers, and so do its records; a client's write may return after the answer came.
+            if patient and c.side == CLIENT and (c.held or not parser.ready(RESPONSES)):
                 self._hold(c, r)
             else:
                 self._bytes(c, half, r)
@@ -202,10 +204,8 @@ class Reader:
             return
         way, pos, n, data = r.way, r.pos, r.len, r.data
         expected = c.next[way]
-        if expected < 0:
-            expected = c.first[way] = c.next[way] = pos
-        if c.base[half] < 0:
-            c.base[half] = expected
+        if expected < 0 or (pos < expected == c.first[way] and not r.flags & abi.UNPOSITIONED):
+            expected = c.first[way] = c.next[way] = c.base[half] = pos  # nothing of it was seen before
         if r.flags & abi.UNPOSITIONED:
             pos = expected
             self._unpositioned(c)

@@ -87,14 +87,28 @@ class Tape:
         """MS_OPEN of a socket, or of a TLS session if `tls`, with its object's memory. started 0: older than the agent."""
         mine, other = (CLIENT_ADDRESS, SERVER_ADDRESS) if role == abi.ROLE_CLIENT else (SERVER_ADDRESS, CLIENT_ADDRESS)
         local, remote = local or mine, remote or other
+        starts = [self.position(conn, way) if started else 0 for way in (abi.RX, abi.TX)]
         moved = (self._moved.get((tls or conn, abi.RX), 0), self._moved.get((tls or conn, abi.TX), 0))
         started = 0 if tls else started
         family, near = packed(local[0])
         _, far = packed(remote[0])
         self._about[tls or conn] = struct.pack(
-            "<QQQQIHHHHBBH16s16s", started, ssl, *moved, netns, family, local[1], remote[1], 0, role, 1, 0, near, far
+            "<QQQQIHHHHBBH16s16s",
+            started,
+            ssl or starts[abi.TX],
+            *moved,
+            netns,
+            family,
+            local[1],
+            remote[1],
+            0,
+            role,
+            1,
+            0,
+            near,
+            far,
         )
-        return self._put(abi.OPEN, conn, 0, tls, 0, 0, self._about[tls or conn] + memory)
+        return self._put(abi.OPEN, conn, 0, tls, 0 if tls else starts[abi.RX], 0, self._about[tls or conn] + memory)
 
     def pair(self, client: int, server: int, client_address: Address = ("127.0.0.1", 40_000), port: int = 80) -> Tape:
         """Two connections that are the ends of one on this host; opens neither."""

@@ -36,7 +36,7 @@ def test_an_opening_is_read_from_its_record() -> None:
     about = read_opening(Tape().open(1, role=abi.ROLE_CLIENT, netns=7).records[0], 8 + abi.CHUNK.size)
     assert (about.started_ns, about.local_port, about.remote_port, about.netns, about.role) == (1, 40_000, 80, 7, abi.ROLE_CLIENT)
     connection = Connection(1, abi.SOCKET, 0, 7)
-    connection.opened(about)
+    connection.opened(about, 7)
     assert (connection.late, connection.role, connection.local.address, connection.remote.port) == (False, CLIENT, "10.0.0.1", 80)
 
 

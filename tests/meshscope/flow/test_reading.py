@@ -23,6 +23,11 @@ def opened(conn: int = 1) -> Tape:
     return Tape().open(conn).data(conn, RX, b"ASK /0 0\n").data(conn, TX, b"TELL 200 0\n")
 
 
+def asking(conn: int = 1) -> Tape:
+    """A client's connection with one exchange behind it."""
+    return Tape().open(conn, role=abi.ROLE_CLIENT).data(conn, TX, b"ASK /0 0\n").data(conn, RX, b"TELL 200 0\n")
+
+
 def sizes(run: Run) -> list[int]:
     return [x.response.size if x.response else -1 for x in run.exchanges]
 
@@ -110,23 +115,23 @@ def test_bytes_without_a_position_are_taken_in_order_and_have_no_joint_key() -> 
 
 
 def test_an_answer_before_its_request_waits_for_it() -> None:
-    tape = opened().data(1, TX, b"TELL 201 5\nhel").data(1, TX, b"lo")
+    tape = asking().data(1, RX, b"TELL 201 5\nhel").data(1, RX, b"lo")
     run = Run().take(tape)
     assert run.stats.n["records_held"] == 2
-    run.take(tape.later(LINGER - 10_000).data(1, RX, b"ASK /a 0\n"))
+    run.take(tape.later(LINGER - 10_000).data(1, TX, b"ASK /a 0\n"))
     assert sizes(run) == [0, 5]
     assert not run.flow.connections[1].held
 
 
 def test_it_does_not_wait_longer_than_that() -> None:
-    tape = opened().data(1, TX, b"TELL 201 0\n").later(LINGER)
-    run = Run().take(tape.data(1, RX, b"ASK /a 0\n").data(1, TX, b"TELL 202 0\n")).finish()
+    tape = asking().data(1, RX, b"TELL 201 0\n").later(LINGER)
+    run = Run().take(tape.data(1, TX, b"ASK /a 0\n").data(1, RX, b"TELL 202 0\n")).finish()
     assert [x.response and x.response.status for x in run.exchanges] == [200, 202]
     assert run.stats.n["messages_orphaned"] == 1
 
 
 def test_live_it_waits_until_tick_says_so() -> None:
-    tape = opened().data(1, TX, b"TELL 201 0\n")
+    tape = asking().data(1, RX, b"TELL 201 0\n")
     run = Run().take(tape)
     run.flow.tick(tape.now + LINGER - 10_000)
     assert run.stats.n["messages_orphaned"] == 0
@@ -135,11 +140,50 @@ def test_live_it_waits_until_tick_says_so() -> None:
 
 
 def test_each_held_answer_waits_its_own_time() -> None:
-    tape = opened().data(1, TX, b"TELL 201 0\n").later(LINGER - 10_000).data(1, TX, b"TELL 202 0\n").later(10_000)
-    tape.data(1, RX, b"ASK /a 0\n")
+    tape = asking().data(1, RX, b"TELL 201 0\n").later(LINGER - 10_000).data(1, RX, b"TELL 202 0\n").later(10_000)
+    tape.data(1, TX, b"ASK /a 0\n")
     run = Run().take(tape).finish()
     assert [x.response and x.response.status for x in run.exchanges] == [200, 202]
     assert run.stats.n["messages_orphaned"] == 1
+
+
+def test_a_server_does_not_answer_before_it_has_read() -> None:
+    tape = opened().data(1, TX, b"TELL 201 0\n").data(1, RX, b"ASK /a 0\n").data(1, TX, b"TELL 202 0\n")
+    run = Run().take(tape).finish()
+    assert [x.response and x.response.status for x in run.exchanges] == [200, 202]
+    assert (run.stats.n["messages_orphaned"], run.stats.n["records_held"]) == (1, 0)
+
+
+def test_a_lost_first_record_is_a_hole_like_any_other() -> None:
+    tape = Tape().open(1, role=abi.ROLE_CLIENT).data(1, TX, b"ASK /a 0\n", lost=True).data(1, RX, b"TELL 200 0\n")
+    tape.data(1, TX, b"ASK /b 0\n").data(1, RX, b"TELL 201 0\n")
+    run = Run().take(tape).finish()
+    assert (run.stats.n["bytes_lost"], run.stats.n["holes"]) == (9, 1)
+    tape = Tape().open(1).data(1, RX, b"ASK /a 0\n").data(1, TX, b"TELL 200 0\n", lost=True)
+    tape.data(1, RX, b"ASK /b 0\n").data(1, TX, b"TELL 201 0\n")
+    run = Run().take(tape).finish()
+    assert set(run.outcomes) == {"unknown"}
+    assert run.stats.n["bytes_lost"] == 11
+
+
+def test_bytes_moved_before_the_process_was_watched_are_not_lost() -> None:
+    tape = Tape().open(1).data(1, RX, b"ASK /a 0\n", lost=True).data(1, TX, b"TELL 200 0\n", lost=True)
+    tape.data(1, RX, b"ASK /b 0\n").data(1, TX, b"TELL 201 0\n")
+    run = Run().take(tape).finish()
+    assert [(x.request.target, x.flags) for x in run.exchanges] == [("/b", ("late_join",))]
+    assert run.stats.n["bytes_lost"] == 0
+
+
+def test_bytes_that_came_with_the_handshake_are_read() -> None:
+    tape = Tape().open(1)
+    start = tape.position(1, RX)
+    tape.data(1, RX, b"ASK /a 0\n", pos=start - 9).data(1, TX, b"TELL 200 0\n")
+    tape._next[1, RX] = start
+    run = Run().take(tape.data(1, RX, b"ASK /b 0\n").data(1, TX, b"TELL 200 0\n"))
+    assert [(x.request.target, x.flags) for x in run.exchanges] == [("/a", ()), ("/b", ())]
+    tape = Tape().open(1, role=abi.ROLE_CLIENT).data(1, TX, b"ASK /a 0\n")
+    tape.data(1, RX, b"TELL 200 0\n", pos=tape.position(1, RX) - 11)
+    assert Run().take(tape).exchanges[0].flags == ()
 
 
 def test_what_is_held_back_is_bounded() -> None:
