@@ -22,11 +22,12 @@ _ID: Final = re.compile(
 _PARAMETERS: Final = re.compile(r";[^/]*")
 _REMEMBERED: Final = 8192
 _SERVICES: Final = 4096
+_ROUTE_MAX: Final = 256  # characters; what is longer is no label
 
 
 def template(target: str) -> str:
     """The route of a redacted request target; "" for the authority form (CONNECT), which has no path."""
-    path = target.partition("?")[0]
+    path = target.partition("?")[0].partition("#")[0]
     if path[:1] != "/":
         if path == "*":
             return path
@@ -56,9 +57,11 @@ class Routes:
                 continue
             route = self._templates.get(target)
             if route is None:
-                if len(self._templates) >= _REMEMBERED:
-                    self._templates.clear()
-                route = self._templates[target] = template(target)
+                route = template(target)
+                if len(target) <= _ROUTE_MAX:
+                    if len(self._templates) >= _REMEMBERED:
+                        self._templates.clear()
+                    self._templates[target] = route
             process = exchange.process
             exchange.route = self._bounded(process.workload.name if process is not None else exchange.tgid, route)
         return exchanges
@@ -71,7 +74,7 @@ class Routes:
             routes = self._services[service] = set()
         if route in routes:
             return route
-        if len(routes) >= self._limit:
+        if len(routes) >= self._limit or len(route) > _ROUTE_MAX:
             self._n["routes_collapsed"] += 1
             return OTHER
         routes.add(route)

@@ -41,8 +41,12 @@ def parse(header: str) -> Parent | None:
 
 
 def threshold(ratio: float) -> int:
-    """The rejection threshold of a sampling ratio: traces whose 56 random bits are at least this are kept."""
-    return min(max(round((1 - ratio) * (1 << _RANDOM_BITS)), 0), 1 << _RANDOM_BITS)
+    """The rejection threshold of a sampling ratio: traces whose 56 random bits are at least this are kept.
+
+    Beyond every random number (2**56) only for a ratio of 0.
+    """
+    most = 1 << _RANDOM_BITS
+    return most if ratio <= 0 else min(max(round((1 - ratio) * most), 0), most - 1)
 
 
 class _Unsampled(TraceContext):
@@ -78,6 +82,7 @@ class Correlate:
         self._keyed = blake2b(digest_size=32, key=key)
         self._n = stats.n
         self._rate = float(remote_per_second)
+        self._most = max(self._rate, 1.0) if self._rate > 0 else 0.0
         self._buckets: dict[str | int, tuple[float, int]] = {}  # service -> tokens, when they were counted
         self._nothing = ratio <= 0
         self._places: dict[str | bytes, int] = {}  # client address or server random -> its keyed hash
@@ -166,11 +171,11 @@ class Correlate:
         return int.from_bytes(trace[9:], "big") & _RANDOM
 
     def _allowed(self, exchange: Exchange) -> bool:
-        """Take a token of the service's bucket, which holds one second's worth, in record time."""
+        """Take a token of the service's bucket, which holds one second's worth and one at least, in record time."""
         process = exchange.process
         service = process.workload.name if process is not None else exchange.tgid
-        tokens, then = self._buckets.get(service, (self._rate, exchange.end_ns))
-        tokens = min(self._rate, tokens + max(exchange.end_ns - then, 0) * self._rate / 1e9)
+        tokens, then = self._buckets.get(service, (self._most, exchange.end_ns))
+        tokens = min(self._most, tokens + max(exchange.end_ns - then, 0) * self._rate / 1e9)
         allowed = tokens >= 1
         if len(self._buckets) >= _SERVICES and service not in self._buckets:
             del self._buckets[next(iter(self._buckets))]
