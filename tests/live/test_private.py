@@ -58,7 +58,7 @@ def test_secrets_reach_no_output(output: str, fleet: Fleet, big_file: Path) -> N
     wait_until(lambda: f" {2 * len(asks)}" in counted(page), 10, "both ends of all requests are counted")
     metrics = fetch(page)
     agent.end()
-    wait_until(lambda: jaeger.log.read_text(encoding="utf-8").count("Span ID") >= 2 * len(asks), 10, "the spans arrive")
+    wait_until(lambda: jaeger.log.read_text(encoding="utf-8").count("Trace ID ") >= 2 * len(asks), 10, "the spans arrive")
     told = {
         "console": agent.stdout.read_text(encoding="utf-8"),
         "log": agent.said(),
