@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 from meshscope.capture import CaptureError, ProcessInfo, processes
-from meshscope.capture.abi import PROCESS_EXEC
+from meshscope.capture.abi import PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK
 from meshscope.capture.attach import Attachments, File, Hooks, Use
 from meshscope.capture.selection import Roots, Selecting, Selection
 from meshscope.stats import COUNTERS, Stats
@@ -34,6 +34,7 @@ _PERIOD_S: Final = 0.5
 _PAUSE_S: Final = 0.02  # at least, between two rounds: a storm of forks is looked at together
 _STRANGERS_S: Final = 2.0  # how often everyone else's mappings are looked at while files are probed as a whole
 _REMEMBERED_S: Final = 60.0  # what is known of an ended process is kept: its last exchanges are still on their way
+_REMEMBERED: Final = 4096  # of them, at most
 _SETTLING: Final = 5  # rounds at the start, at most, until no new process turns up
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ class Targets:
         self._strangers: dict[int, _Seen] = {}
         self._strangers_at = 0.0
         self._ended: dict[int, float] = {}
-        self._events: deque[ProcessEvent] = deque(maxlen=65536)
+        self._renewed: deque[int] = deque()  # processes that became another program
+        self._lock = threading.Lock()  # around the replacement of what others read
         self._spared: set[int] = set()
         self._wake = threading.Event()
         self._stopping = False
@@ -118,9 +120,20 @@ class Targets:
         return self._ready
 
     def on_process(self, event: ProcessEvent) -> None:
-        """A process began, became another program, or ended. Any thread; returns at once."""
-        self._events.append(event)
-        self._wake.set()
+        """A process began, became another program, or ended. Any thread; at most two small files of /proc are read.
+
+        Who it is is told at once, not in the next round: it may have ended by then, and its exchanges are on their way.
+        """
+        kind, tgid, parent, comm, _, _ = event
+        known = self.processes
+        if kind == PROCESS_EXEC:
+            self._renewed.append(tgid)
+        if kind != PROCESS_EXIT or tgid not in known:
+            like = known.get(parent) if kind == PROCESS_FORK else processes.process_info(tgid)
+            name, start = comm.decode("utf-8", "replace"), processes.started(tgid) or 0
+            self._learn({tgid: ProcessInfo(tgid, start, *((like.exe, like.service) if like else (name, name)))})
+        if kind != PROCESS_EXIT:
+            self._wake.set()
 
     def shed_tls(self, tgid: int) -> None:
         """Take the TLS probes of a process away. Any thread; done within a round."""
@@ -175,10 +188,9 @@ class Targets:
 
     def _round(self) -> None:
         self._roots.choose(self._kernel)
-        told = self._take_events()
         watched = self._roots.watched(self._kernel)
         spared = frozenset(self._spared)
-        gone = self._look(watched, told)
+        gone = self._look(watched)
         uses = [Use(tgid, library) for tgid, seen in self._watched.items() for library in seen.libraries]
         foreign = self._foreign({(use.mapping.device, use.mapping.inode) for use in uses})
         self._attachments.update(uses, foreign, spared, gone)
@@ -187,62 +199,63 @@ class Targets:
             tgid for tgid, seen in self._watched.items() if not whole.isdisjoint(seen.files())
         }
 
-    def _take_events(self) -> dict[int, ProcessEvent]:
-        """The last event of each process since the round before."""
-        told: dict[int, ProcessEvent] = {}
-        while self._events:
-            event = self._events.popleft()
-            told[event[1]] = event
-            if event[0] == PROCESS_EXEC and event[1] in self._watched:
-                self._watched[event[1]].footprint = b""  # another program of the same size
-        return told
-
-    def _look(self, watched: set[int], told: dict[int, ProcessEvent]) -> list[int]:
+    def _look(self, watched: set[int]) -> list[int]:
         """Refresh what is known of every watched process; returns those that ended, a pid used again among them."""
-        known = dict(self.processes)
+        self._look_afresh()
+        told: dict[int, ProcessInfo] = {}
         gone = [tgid for tgid in self._watched if tgid not in watched]
         for tgid in watched:
             start = processes.started(tgid)
             seen = self._watched.get(tgid)
-            if start is None or (seen is not None and seen.started != start):
+            if seen is not None and seen.started != start:
                 gone.append(tgid)
                 seen = None
             if start is None:
                 self._kernel.deselect(tgid)
+                self._watched.pop(tgid, None)
                 continue
             if seen is None:
                 seen = self._watched[tgid] = _Seen(start)
             seen.refresh(tgid)
             exe = processes.executable(tgid)
-            if exe != seen.exe or tgid not in known or known[tgid].started != start:
+            if exe != seen.exe:
                 seen.exe = exe
-                known[tgid] = processes.process_info(tgid) or ProcessInfo(tgid, start, exe, exe.rpartition("/")[2])
-                self._ended.pop(tgid, None)
+                told[tgid] = processes.process_info(tgid) or ProcessInfo(tgid, start, exe, exe.rpartition("/")[2])
         for tgid in gone:
-            if tgid not in watched or processes.started(tgid) is None:
+            if tgid not in watched:
                 self._watched.pop(tgid, None)
             self._spared.discard(tgid)
-        self._publish(known, watched, told)
+        expired = self._expired()
+        if told or expired:
+            self._learn(told, expired)
         return gone
 
-    def _publish(self, known: dict[int, ProcessInfo], watched: set[int], told: dict[int, ProcessEvent]) -> None:
-        """Replace what others read. A process that lived and died between two rounds is known by its events alone."""
-        now = time.monotonic()
-        for event, tgid, parent, comm, _, _ in told.values():
-            if tgid not in known and tgid not in self._watched:
-                like, name = known.get(parent), comm.decode("utf-8", "replace")
-                known[tgid] = (
-                    ProcessInfo(tgid, 0, name, name) if event == PROCESS_EXEC or like is None else like._replace(pid=tgid)
-                )
-        for tgid in known:
-            if tgid not in watched:
-                self._ended.setdefault(tgid, now)
-        for tgid in [tgid for tgid, since in self._ended.items() if now - since > _REMEMBERED_S or tgid in self._watched]:
-            del self._ended[tgid]
-            if tgid not in self._watched:
+    def _look_afresh(self) -> None:
+        while self._renewed:
+            seen = self._watched.get(self._renewed.popleft())
+            if seen is not None:
+                seen.footprint = b""  # another program, perhaps of the same size
+
+    def _learn(self, told: Mapping[int, ProcessInfo], forgotten: Iterable[int] = ()) -> None:
+        """Replace what others read, whole."""
+        with self._lock:
+            known = {**self.processes, **told}
+            for tgid in forgotten:
                 known.pop(tgid, None)
-        if known != self.processes:
             self.processes = self._kernel.processes = known
+
+    def _expired(self) -> list[int]:
+        """Processes that ended long enough ago to be forgotten, or so many that the oldest are."""
+        now = time.monotonic()
+        for tgid in self.processes.keys() - self._watched.keys():
+            self._ended.setdefault(tgid, now)
+        for tgid in self._ended.keys() & self._watched.keys():
+            del self._ended[tgid]
+        excess = max(0, len(self._ended) - _REMEMBERED)
+        expired = [tgid for index, (tgid, at) in enumerate(self._ended.items()) if index < excess or now - at > _REMEMBERED_S]
+        for tgid in expired:
+            del self._ended[tgid]
+        return expired
 
     def _foreign(self, ours: set[File]) -> set[File]:
         """Which files processes outside the selection map. Asked only when a file is, or could be, probed as a whole."""
