@@ -56,6 +56,10 @@ static __always_inline void ms_conn_fill(struct ms_conn *record, const struct so
 	record->role = known->role;
 	record->moved[MS_RX] = known->moved[MS_RX];
 	record->moved[MS_TX] = known->moved[MS_TX];
+	if (known->known == (1 << MS_RX | 1 << MS_TX)) {
+		record->head.pos = known->pos[MS_RX];
+		record->object = known->pos[MS_TX];
+	}
 	ms_conn_ends(record, sk);
 }
 

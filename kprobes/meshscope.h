@@ -112,14 +112,16 @@ struct ms_chunk {
 };
 
 /*
- * MS_OPEN and MS_CLOSE. 144 bytes. MS_OPEN of a TLS session whose socket is not
+ * MS_OPEN and MS_CLOSE. 144 bytes. Of a socket head.pos is the position of the
+ * next RX byte, at first the one behind the handshake; 0 and 0: not known, as it
+ * is older than the agent. MS_OPEN of a TLS session whose socket is not
  * known: `copied` bytes of the SSL object follow, because it may be gone before
  * user space could look at it.
  */
 struct ms_conn {
 	struct ms_chunk head;
 	__u64 started_ns;  /* when the handshake ended; 0: older than the agent */
-	__u64 object;	   /* src TLS: the SSL pointer */
+	__u64 object;	   /* src TLS: the SSL pointer. Socket: as head.pos, of TX */
 	__u64 moved[2];	   /* bytes per direction since the agent knows the connection */
 	__u32 netns;	   /* inode of the network namespace */
 	__u16 family;	   /* AF_INET or AF_INET6 */

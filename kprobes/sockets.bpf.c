@@ -224,6 +224,12 @@ int BPF_PROG(on_state, const struct sock *sk, int old, int state)
 		*known = fresh; /* a socket can be connected again */
 		known->started_ns = bpf_ktime_get_ns();
 		known->role = old == TCP_SYN_SENT ? MS_ROLE_CLIENT : MS_ROLE_SERVER;
+		tcp = bpf_skc_to_tcp_sock((void *)sk);
+		if (tcp) {
+			known->pos[MS_RX] = tcp->copied_seq;
+			known->pos[MS_TX] = tcp->write_seq;
+			known->known = 1 << MS_RX | 1 << MS_TX;
+		}
 		return 0;
 	}
 	if (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE)
