@@ -62,6 +62,16 @@ def test_ends_and_roles() -> None:
     assert all(told.more["err"] == 0 for told in closed)
 
 
+def test_first_positions() -> None:
+    seen = watch("c, s = pair()\nc.sendall(b'hi')\nexactly(s, 2)\ns.sendall(b'ho')\nexactly(c, 2)\nc.close(); s.close()")
+    for role in (abi.ROLE_CLIENT, abi.ROLE_SERVER):
+        conn = seen.conn(role)
+        opened, closed = seen.of(abi.OPEN, conn)[0], seen.of(abi.CLOSE, conn)[0]
+        first = [seen.of(abi.DATA, conn, way)[0].head["pos"] for way in (abi.RX, abi.TX)]
+        assert [opened.head["pos"], opened.more["object"]] == first
+        assert [closed.head["pos"], closed.more["object"]] == [pos + 2 for pos in first]
+
+
 def test_large_transfer_becomes_sixteen_records_and_a_rest() -> None:
     body = 200_000
     seen = watch(f"""
