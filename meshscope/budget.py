@@ -2,7 +2,7 @@
 
 In order: spans, then headers, then TLS probes, the busiest process first. Taken back in reverse, each step only after the
 figures have stayed well below the limit for a while; the while doubles when a step that was taken back has to be given up
-again, so that an agent at its limit does not flap.
+again soon, so that an agent at its limit does not flap, and is short again after a quiet time.
 """
 
 from __future__ import annotations
@@ -41,14 +41,24 @@ class Actions(NamedTuple):
     said: tuple[str, ...]
 
 
-class _Held:
-    """A process whose probes are off for its own traps: until when, and how long the next time."""
+class _Wait:
+    """How long to be without something: doubled when it has to go again soon after it was taken back."""
 
-    __slots__ = ("again_ns", "until_ns")
+    __slots__ = ("back_ns", "ns", "until_ns")
 
     def __init__(self) -> None:
+        self.ns = 0
+        self.back_ns = 0  # when it was taken back last; 0: never
+        self.until_ns = 0  # 0: it is not gone
+
+    def gone(self, now_ns: int) -> None:
+        soon = self.back_ns and now_ns - self.back_ns <= 2 * self.ns
+        self.ns = min(self.ns * 2, _WAIT_MAX_NS) if soon else _WAIT_NS
+        self.until_ns = now_ns + self.ns
+
+    def back(self, now_ns: int) -> None:
+        self.back_ns = now_ns
         self.until_ns = 0
-        self.again_ns = _WAIT_NS
 
 
 class Governor:
@@ -62,8 +72,8 @@ class Governor:
         self._step = 0
         self._over = 0
         self._calm_ns = 0  # since when the figures are low; 0: they are not
-        self._wait_ns = _WAIT_NS
-        self._own: dict[int, _Held] = {}  # tgid -> its own trap budget exceeded
+        self._waits = {step: _Wait() for step in _WORDS}
+        self._own: dict[int, _Wait] = {}  # tgid -> its own trap budget exceeded
         self._shed: set[int] = set()  # tgids without probes for the agent's sake
 
     def update(self, now_ns: int, cpu_seconds: float, rss_bytes: int, traps: Mapping[int, int]) -> Actions:
@@ -93,37 +103,39 @@ class Governor:
             self._calm_ns = 0
             if self._over >= _PATIENCE:
                 self._over = 0
-                self._give_up(exceeded[0], rates, said)
+                self._give_up(now_ns, exceeded[0], rates, said)
             return
         self._over = 0
         if not self._step or any(used > limit * _RELIEF for used, limit, _ in figures):
             self._calm_ns = 0
         elif not self._calm_ns:
             self._calm_ns = now_ns
-        elif now_ns - self._calm_ns >= self._wait_ns:
+        elif now_ns - self._calm_ns >= self._waits[self._step].ns:
             self._take_back(now_ns, said)
 
-    def _give_up(self, why: str, rates: Mapping[int, float], said: list[str]) -> None:
+    def _give_up(self, now_ns: int, why: str, rates: Mapping[int, float], said: list[str]) -> None:
+        if self._step < _HEADERS:
+            what = _WORDS[self._step + 1]
+        else:
+            busiest = max((tgid for tgid in rates if tgid not in self._shed), key=lambda tgid: rates[tgid], default=None)
+            if busiest is None or rates[busiest] <= 0:
+                return  # nothing left that would help
+            self._shed.add(busiest)
+            what = f"{_WORDS[_TLS]} of process {busiest}"
         if self._step < _TLS:
             self._step += 1
-            if self._step < _TLS:
-                self._n["budget_given_up"] += 1
-                said.append(f"over budget ({why}): giving up {_WORDS[self._step]}")
-                return
-        busiest = max((tgid for tgid in rates if tgid not in self._shed), key=lambda tgid: rates[tgid], default=None)
-        if busiest is not None and rates[busiest] > 0:
-            self._shed.add(busiest)
-            self._n["budget_given_up"] += 1
-            said.append(f"over budget ({why}): giving up TLS probes of process {busiest}")
+            self._waits[self._step].gone(now_ns)
+        self._n["budget_given_up"] += 1
+        said.append(f"over budget ({why}): giving up {what}")
 
     def _take_back(self, now_ns: int, said: list[str]) -> None:
         said.append(f"within budget again: taking back {_WORDS[self._step]}")
         self._n["budget_taken_back"] += 1
+        self._waits[self._step].back(now_ns)
         if self._step == _TLS:
             self._shed.clear()
         self._step -= 1
         self._calm_ns = now_ns
-        self._wait_ns = min(self._wait_ns * 2, _WAIT_MAX_NS)
 
     def _trap_budget(self, now_ns: int, rates: Mapping[int, float], said: list[str]) -> None:
         limit = self._limits.traps_per_second
@@ -133,12 +145,10 @@ class Governor:
             one = self._own.get(tgid)
             if one is not None and one.until_ns:
                 if now_ns >= one.until_ns:
-                    one.until_ns = 0
+                    one.back(now_ns)
                     self._n["budget_taken_back"] += 1
                     said.append(f"trying TLS probes of process {tgid} again")
             elif rate > limit:
-                one = self._own.setdefault(tgid, _Held())
-                one.until_ns = now_ns + one.again_ns
-                one.again_ns = min(one.again_ns * 2, _WAIT_MAX_NS)
+                self._own.setdefault(tgid, _Wait()).gone(now_ns)
                 self._n["budget_given_up"] += 1
                 said.append(f"process {tgid} hits {rate:.0f} TLS probes a second, at most {limit}: giving them up for a while")
