@@ -51,7 +51,7 @@ class Select:
 class Capture:
     """How bytes leave the kernel."""
 
-    ring_bytes: int = _setting(8 << 20, BYTES, "Size of one ring between kernel and agent, a power of two.", "--ring-bytes SIZE")
+    ring_bytes: int = _setting(4 << 20, BYTES, "Size of one ring between kernel and agent, a power of two.", "--ring-bytes SIZE")
     rings: int = _setting(1, COUNT, "Number of rings, 1 to 16; watched processes are spread over them.")
     poll: float = _setting(0.02, SECONDS, "Pause between two looks at the rings while little happens.")
     rung: str = _setting(
