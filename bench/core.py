@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from parse import request, response, with_h11
+from parse import Make, request, response, steady_request, steady_response, with_h11
 
 from meshscope.capture import ProcessInfo, abi
 from meshscope.enrich.procs import Processes
@@ -42,30 +42,33 @@ CONNECTIONS = 32
 Batches = list[bytes]
 
 
-def elsewhere() -> Batches:
-    """Server ends; the clients are on other machines."""
+def servers(client: str, server: str, ask: Make, answer: Make) -> Batches:
     tape = Tape(step=40_000)
     for conn in range(1, CONNECTIONS + 1):
-        tape.open(conn, remote=("192.0.2.7", 40_000 + conn))
+        tape.open(conn, remote=(client, 40_000 + conn), local=(server, 80))
     for n in range(EXCHANGES * BATCHES):
         conn = n % CONNECTIONS + 1
-        tape.data(conn, abi.RX, request(n)).data(conn, abi.TX, response(n))
+        tape.data(conn, abi.RX, ask(n)).data(conn, abi.TX, answer(n))
     return cut(tape)
+
+
+def steady() -> Batches:
+    """Server ends, clients elsewhere; the same fields every time, as from a load generator."""
+    return servers("192.0.2.7", "192.0.2.8", steady_request, steady_response)
+
+
+def traced() -> Batches:
+    """Server ends, clients elsewhere; traceparent and request ids, every one new."""
+    return servers("192.0.2.7", "192.0.2.8", request, response)
 
 
 def unwatched() -> Batches:
-    """Server ends; the clients are on this host, and nobody watches them."""
-    tape = Tape(step=40_000)
-    for conn in range(1, CONNECTIONS + 1):
-        tape.open(conn, remote=("127.0.0.1", 40_000 + conn), local=("127.0.0.1", 80))
-    for n in range(EXCHANGES * BATCHES):
-        conn = n % CONNECTIONS + 1
-        tape.data(conn, abi.RX, request(n)).data(conn, abi.TX, response(n))
-    return cut(tape)
+    """The same, clients on this host and not watched."""
+    return servers("127.0.0.1", "127.0.0.1", request, response)
 
 
 def both() -> Batches:
-    """Both ends of half as many exchanges."""
+    """The same, both ends watched."""
     tape = Tape(step=20_000)
     for conn in range(1, CONNECTIONS + 1, 2):
         tape.pair(conn, conn + 1, ("127.0.0.1", 40_000 + conn)).by(200).open_end(conn).by(100).open_end(conn + 1)
@@ -121,7 +124,7 @@ def clocked(call: Callable[[Any], Any], argument: object) -> tuple[float, Any]:
 def main() -> None:
     arguments = sys.argv[1:]
     rounds = next((int(text) for text in arguments if text.isdigit()), 5)
-    cases = {made.__doc__ or "": made() for made in (elsewhere, unwatched, both)}
+    cases = {made.__doc__ or "": made() for made in (steady, traced, unwatched, both)}
     if "--profile" in arguments:
         profile = cProfile.Profile()
         profile.runcall(Core().replay, next(iter(cases.values())), {})

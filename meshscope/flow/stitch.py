@@ -44,6 +44,7 @@ class Stitcher:
         self._redact = redact
         self._waiting = waiting
         self._limits = limits
+        self._open_max = limits.open_requests
         self._n = stats.n
         self._joints = Joints(limits.joints)
 
@@ -120,24 +121,23 @@ class Stitcher:
         if c.joined_late:  # an older request, unseen, may own the answer
             c.joined_late = False
             exchange.flags = (LATE,)
-        if len(c.open) > self._limits.open_requests:
+        if len(c.open) > self._open_max:
             self._n["open_requests_evicted"] += 1
             self._end(c, next(iter(c.open.values())), request.ts, "evicted")
-        joint = exchange.joint = self._joint(c, request)
+        place, position = c.place, c.base[REQUESTS] + request.offset
+        joint: Joint | None
+        if c.src == abi.TLS:
+            random = c.socket.random if c.socket is not None and not c.late else b""
+            joint = (random, position, 0, 0) if random else None
+        else:
+            joint = (place[0], place[1], position & 0xFFFFFFFF, place[2]) if place is not None else None
+        exchange.joint = joint
         if joint is None:
             return
         if side == CLIENT:
             exchange.peer_seen = self._joints.client(joint)
         elif c.near or c.client.address in self._local:
             exchange.peer_seen = self._joints.server(joint)
-
-    def _joint(self, c: Connection, request: Message) -> Joint | None:
-        position = c.base[REQUESTS] + request.offset
-        if c.src == abi.TLS:
-            random = c.socket.random if c.socket is not None else b""
-            return (random, position, 0, 0) if random and not c.late else None
-        place = c.place
-        return (place[0], place[1], position & 0xFFFFFFFF, place[2]) if place is not None else None
 
     def _answered(self, c: Connection, exchange: Exchange, response: Message) -> None:
         if exchange.response is None:
