@@ -220,22 +220,23 @@ class Agent:
     def finish(self) -> None:
         """The input has ended: let out what is open, deliver, check that everything is accounted for."""
         self._gather(self.flow.finish(), together=True)
-        self.take_counters()
+        kernel = self.take_counters()
         self._outputs.flush()
         self._outputs.close()
         n = self._stats.n
-        for line in imbalances(n):
+        for line in imbalances(n, kernel=kernel):
             n["equations_unbalanced"] += 1
             say(f"does not add up: {line}")
         lost = n["kernel_bytes_lost"] + n["bytes_lost"]
         dropped = n["spans_dropped"] + n["spans_failed"] + n["console_failed"] + n["record_failed"]
         say(f"{n['exchanges']} exchanges, {n['records']} chunks, {lost} bytes lost, {dropped} dropped on the way out")
 
-    def take_counters(self) -> None:
-        """The kernel's counters among ours."""
-        n = self._stats.n
-        for name, value in self._source.counters().items():
-            n["kernel_" + name] = value
+    def take_counters(self) -> bool:
+        """The kernel's counters among ours. False: nobody knows them, as with a recording that was cut short."""
+        counters = self._source.counters()
+        for name, value in counters.items():
+            self._stats.n["kernel_" + name] = value
+        return bool(counters)
 
     def shed(self, *, spans: bool, headers: bool) -> None:
         """Do without spans, without headers but those that name the trace; or with them again."""
@@ -327,7 +328,7 @@ def run(config: Config) -> int:
         agent = Agent(config, source, key, outputs, stats, stop)
         fault = _play(agent, Live(agent, kernel, targets, config, stats, stop))
         source.close()
-        return _end(fault or (recorder.fault if recorder else ""))
+        return FAILED if recorder is not None and recorder.fault else _end(fault)
 
 
 def replay(config: Config, path: str) -> int:

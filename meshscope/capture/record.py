@@ -9,9 +9,9 @@ length and CRC-32 of the payload, payload. A recording that does not end with an
 
 from __future__ import annotations
 
-import errno
 import io
 import json
+import logging
 import os
 import struct
 import zlib
@@ -34,6 +34,8 @@ _RING: Final = struct.Struct("<II")  # the ring's own header of a record: length
 _LENGTH_MASK: Final = 0x3FFFFFFF
 _ABOUT_MAX: Final = 1 << 16
 _CAPTURE_FILES: Final = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x0a\x0d\x0d\x0a")
+
+_log = logging.getLogger(__name__)
 
 
 class Frame(IntEnum):
@@ -132,7 +134,8 @@ class Recorder:
             while view:
                 view = view[self._file.write(view) :]
         except OSError as error:
-            self.fault = f"{self._path}: recording stopped: {error.strerror or errno.errorcode.get(error.errno or 0, '')}"
+            self.fault = f"{self._path}: recording stopped: {error.strerror}"
+            _log.error("%s", self.fault)
 
 
 class Replay:

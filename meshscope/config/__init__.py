@@ -100,12 +100,13 @@ def load(file: str | None, env: Mapping[str, str], args: Mapping[str, object]) -
 def unknown_variables(env: Mapping[str, str]) -> list[str]:
     """One line for each variable of ours that sets nothing, with the nearest that would.
 
-    A line, not an error: an orchestrator may make variables from the names of services (MESHSCOPE_PORT, ...).
+    Only those that name one of our sections, and as a line, not an error: others may have variables that begin alike.
     """
-    known = [name for setting in settings() for name in setting.env] + [PREFIX + "CONFIG"]
+    known = [name for setting in settings() for name in setting.env]
+    sections = tuple({f"{PREFIX}{setting.path.split('.')[0].upper()}_" for setting in settings()})
     lines = []
     for name in sorted(env):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(sections) and name not in known:
             nearest = difflib.get_close_matches(name, known, 1)
             lines.append(f"{name}: sets nothing" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     return lines

@@ -241,7 +241,9 @@ def test_a_recording_cut_short_plays_what_is_whole_and_fails(tmp_path: Path, cap
     assert agent.replay(config(console="json"), str(path)) == 1
     out, err = capfdbinary.readouterr()
     assert documents(out)
-    assert err.decode().splitlines()[-1].startswith(f"meshscope: {path}: cut short at byte ")
+    summary, fault = err.decode().splitlines()
+    assert summary.startswith("meshscope: 4 exchanges, ")
+    assert fault.startswith(f"meshscope: {path}: cut short at byte ")
 
 
 def test_what_cannot_be_opened_is_one_line(tmp_path: Path) -> None:

@@ -84,5 +84,5 @@ def test_a_secret_is_not_quoted() -> None:
 
 
 def test_unknown_variables_are_told() -> None:
-    lines = unknown_variables({"MESHSCOPE_CAPTURE_RINGBYTES": "1", "MESHSCOPE_CONFIG": "x", "PATH": "y"})
+    lines = unknown_variables({"MESHSCOPE_CAPTURE_RINGBYTES": "1", "MESHSCOPE_CONFIG": "x", "MESHSCOPE_PORT": "y"})
     assert lines == ["MESHSCOPE_CAPTURE_RINGBYTES: sets nothing; did you mean MESHSCOPE_CAPTURE_RING_BYTES?"]
