@@ -34,7 +34,10 @@ class Workload:
 
 
 class Endpoint:
-    """One end of a connection: textual address (IPv4-mapped IPv6 written as IPv4), port, and who it is."""
+    """One end of a connection: textual address (IPv4-mapped IPv6 written as IPv4), port, and who it is.
+
+    All exchanges of a connection share its two endpoints. An unknown one is "" and 0.
+    """
 
     __slots__ = ("address", "port", "workload")
 
@@ -74,13 +77,18 @@ class Exchange:
 
     Times are CLOCK_MONOTONIC ns; `wall_offset_ns` added to them gives Unix time.
     role:       which end this process is.
+    start_ns:   first byte of the request as seen at this end; end_ns: last byte of the response, or when it was given up.
+    tgid, tid:  who moved the request's head.
+    srtt_us:    as of the last record, 0 unknown; retransmits: of the connection since the request's head.
     response:   None: reset, lost or never sent; `about.outcome` says which.
     joint:      names the exchange alike at both ends: (client address, client port, low 32 bits of the TCP sequence
                 number of the request's first byte, netns if loopback else 0), or over TLS (server random, plaintext
-                offset of the request's first byte); None when it cannot be known.
-    peer_seen:  the other end of this exchange was watched, too, by this agent.
+                offset of the request's first byte, 0, 0); None when it cannot be known.
+    peer_seen:  the other end of this exchange was seen by this agent. Server ends wait for it; a client end
+                knows it if the other end's record came first, as it nearly always does.
     route:      low-cardinality path, filled by the route stage.
-    flags:      doubts, sorted: late_join, bytes_lost, peer_unknown, head_truncated, upgraded, ...
+    flags:      doubts, sorted: late_join, bytes_lost, peer_unknown, head_truncated, upgraded, unpositioned,
+                shards_mixed, and UNKNOWN_REASONS.
     """
 
     __slots__ = (
