@@ -33,9 +33,10 @@ struct ms_call {
 	__u64 done; /* where the callee stores the length, 0: it returns it */
 	__u64 sp;   /* address of the return address */
 	__u64 conn; /* cookie of the socket touched inside the call */
-	__u64 at_ns;
 	__u32 write;
 	__u32 inner; /* another call on the same object and in the same direction is inside: that one tells */
+	__u32 by;    /* bit per kind of attachment that saw it: of a process, of the file */
+	__u32 pad;
 };
 
 struct ms_calls {

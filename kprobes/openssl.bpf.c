@@ -13,7 +13,6 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define MS_SESSION_BIT (1ull << 63) /* tells TLS session ids from socket cookies */
-#define MS_SAME_TRAP_NS 1000000	    /* no thread leaves a call and makes the same one again in this time without a return */
 
 /* Counts the trap. Null: the process is not selected, which a file-wide attachment cannot exclude. */
 static __always_inline struct ms_watched *ms_trapped(__u32 tgid)
@@ -98,16 +97,18 @@ static __always_inline struct ms_calls *ms_calls_of(__u64 pid_tgid)
 }
 
 /*
- * The call is noted already: two attachments, of the file and of the process,
- * overlap while one takes over from the other. Its return tells once, too,
- * because the first to see it takes it.
+ * The call is noted already, by the other kind of attachment: they overlap
+ * while one takes over from the other. Its return tells once, too, because the
+ * first to see it takes it.
  */
-static __always_inline bool ms_noted(const struct ms_calls *all, __u64 sp, __u64 ssl, __u64 now)
+static __always_inline bool ms_noted(struct ms_calls *all, __u64 sp, __u64 ssl, __u32 by)
 {
 	__u32 top = all->depth - 1;
 
-	return top < MS_CALL_DEPTH && all->call[top].sp == sp && all->call[top].ssl == ssl &&
-	       now - all->call[top].at_ns < MS_SAME_TRAP_NS;
+	if (top >= MS_CALL_DEPTH || all->call[top].sp != sp || all->call[top].ssl != ssl || all->call[top].by & by)
+		return false;
+	all->call[top].by |= by;
+	return true;
 }
 
 /*
@@ -120,11 +121,11 @@ SEC("uprobe")
 int ssl_enter(struct pt_regs *ctx)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid(), sp = MS_SP(ctx), ssl = MS_ARG1(ctx), cookie;
-	__u64 fourth = MS_ARG4(ctx), fifth = MS_ARG5(ctx), now;
+	__u64 fourth = MS_ARG4(ctx), fifth = MS_ARG5(ctx);
 	struct ms_watched *watched;
 	struct ms_calls *all;
 	struct ms_call *call;
-	__u32 depth;
+	__u32 depth, by;
 
 	ms_opaque(fourth); /* the verifier wants registers read at constant offsets */
 	ms_opaque(fifth);
@@ -134,10 +135,10 @@ int ssl_enter(struct pt_regs *ctx)
 	all = ms_calls_of(pid_tgid);
 	if (!all)
 		return 0;
-	now = bpf_ktime_get_ns();
-	if (ms_noted(all, sp, ssl, now))
-		return 0;
 	cookie = bpf_get_attach_cookie(ctx);
+	by = cookie & MS_SSL_FILE ? 2 : 1;
+	if (ms_noted(all, sp, ssl, by))
+		return 0;
 	ms_drop_stale(all, pid_tgid >> 32, watched->shard, sp);
 	depth = all->depth;
 	if (depth >= MS_CALL_DEPTH) {
@@ -157,7 +158,7 @@ int ssl_enter(struct pt_regs *ctx)
 	call->done = cookie & MS_SSL_DONE_4TH ? fourth : cookie & MS_SSL_DONE_5TH ? fifth : 0;
 	call->sp = sp;
 	call->conn = 0;
-	call->at_ns = now;
+	call->by = by;
 	call->write = cookie & MS_SSL_WRITE;
 	call->inner = 0;
 	all->depth = depth + 1;

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from meshscope.capture import CaptureError
+from meshscope.capture.abi import SSL_FILE
 from meshscope.capture.libraries import Libraries, Refused, forbids_return_probes, return_probes_may_kill
 from meshscope.capture.processes import Mapping, started
 from meshscope.capture.uprobes import Closeable, close_all
@@ -174,7 +175,8 @@ class Attachments:
         if unsafe:
             raise Refused("tls_refused_unsafe", f"{use.mapping.path} of process {use.tgid}: {unsafe}")
         opened = self._libraries.open(use.tgid, use.mapping)
-        calls = [(one.offset, int(one.variant)) for one in opened.library.placements if one.returns]
+        mark = SSL_FILE if tgid == FILE else 0
+        calls = [(one.offset, one.variant | mark) for one in opened.library.placements if one.returns]
         frees = [(one.offset, 0) for one in opened.library.placements if not one.returns]
         entries: list[Closeable] = []
         returns: list[Closeable] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshscope.capture import CaptureError
+from meshscope.capture.abi import SSL_FILE
 from meshscope.capture.attach import FILE, Attachments, Use
 from meshscope.capture.libraries import Libraries, Opened, Refused
 from meshscope.capture.placement import Library, Placement, Rule, Variant
@@ -52,8 +53,9 @@ class Kernel:
         if program == self.refuses:
             raise CaptureError("no")
         assert path.startswith("/proc/")
+        mark = SSL_FILE if pid == FILE else 0
         assert retprobe is (program == "ssl_return")
-        assert places == ([(0x30, 0)] if program == "ssl_free" else [(0x10, 0), (0x20, 1)])
+        assert places == ([(0x30, 0)] if program == "ssl_free" else [(0x10, mark), (0x20, 1 | mark)])
         self.log.append(("+", program, pid))
         return [Probe(self.log, program, pid)]
 

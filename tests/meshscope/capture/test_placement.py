@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from meshscope.capture import abi
 from meshscope.capture.elf import BadElf
 from meshscope.capture.placement import Placement, Rule, Variant, place
 
@@ -90,6 +91,10 @@ def system_library() -> Path:
     """The library that Debian's own programs use."""
     listing = subprocess.run(["ldconfig", "-p"], check=True, capture_output=True, text=True).stdout
     return Path(next(line.split(" => ")[1] for line in listing.splitlines() if "libssl.so.3 " in line))
+
+
+def test_variants_are_the_kernel_programs_own() -> None:
+    assert (Variant.WRITE, Variant.DONE_4TH, Variant.DONE_5TH) == (abi.SSL_WRITE, abi.SSL_DONE_4TH, abi.SSL_DONE_5TH)
 
 
 def test_debians_library_is_probed_behind_both_functions() -> None:
