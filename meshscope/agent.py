@@ -180,6 +180,7 @@ class Agent:
         self._stages: tuple[Stage, ...] = (self.processes, self.correlate, Routes(config.exchanges.routes, stats))
         self._interval_ns = int(config.metrics.interval * 1e9)
         self._waiting: list[Exchange] = []
+        self._whole = True  # the source was read to its end
         self._flush_ns = time.monotonic_ns() + self._interval_ns
 
     def loop(self, live: Live | None) -> None:
@@ -197,6 +198,7 @@ class Agent:
             else:
                 self._gather(exchanges, together=not batch)
                 if self._stop.asked:
+                    self._whole = False
                     return
             if now >= self._flush_ns:
                 self._flush_ns = now + self._interval_ns
@@ -220,7 +222,7 @@ class Agent:
     def finish(self) -> None:
         """The input has ended: let out what is open, deliver, check that everything is accounted for."""
         self._gather(self.flow.finish(), together=True)
-        kernel = self.take_counters()
+        kernel = self.take_counters() and self._whole
         self._outputs.flush()
         self._outputs.close()
         n = self._stats.n

@@ -277,7 +277,8 @@ def test_a_reader_who_left_ends_a_replay(tmp_path: Path) -> None:
     outputs = Outputs(settings, stats, stop)
     source = Replay(recording(tmp_path), 1)
     stop()
-    Agent(settings, source, source.key, outputs, stats, stop).loop(None)
+    whole = Agent(settings, source, source.key, outputs, stats, stop)
+    whole.loop(None)
+    whole.finish()
     source.close()
-    outputs.close()
-    assert stats.n["batches"] == 1
+    assert (stats.n["batches"], stats.n["equations_unbalanced"]) == (1, 0)
