@@ -107,6 +107,7 @@ class Connection:
     __slots__ = (
         "again",  # TLS session: not the first on its socket
         "alarm",  # a look at what is held back is due
+        "alone",  # its client was waited for, and did not show
         "asked",  # per half: the parser's skip that was last looked at
         "base",  # per half: position of the parser's offset 0
         "carried",  # socket: a TLS session was seen on it
@@ -197,7 +198,7 @@ class Connection:
         self.doubts: tuple[str, ...] = ()
         self.held: deque[Record] = deque()
         self.held_bytes = 0
-        self.alarm = self.told = self.carried = self.again = self.unbound = False
+        self.alarm = self.told = self.carried = self.again = self.unbound = self.alone = False
         self.srtt_us = self.retransmits = 0
         self.errors = 0
         self.handover: Handover | None = None

@@ -184,11 +184,11 @@ class Stitcher:
             n["messages_paired"] += 2
         joint = exchange.joint
         if joint is not None and not exchange.peer_seen:
-            if side == CLIENT:
+            if side == CLIENT or c.alone:
                 exchange.peer_seen = self._joints.both(joint)
             elif c.near or c.client.address in self._local:
                 # The other end may be ours, and its record still on the way.
-                self._waiting.add(c.shard, c.last_ns, self._release, exchange)
+                self._waiting.add(c.shard, c.last_ns, self._release, (c, exchange))
                 return
         self.exchanges.append(exchange)
 
@@ -217,7 +217,9 @@ class Stitcher:
             for tgid in [tgid for tgid, value in gauges.items() if value == 0]:
                 del gauges[tgid]
 
-    def _release(self, exchange: Exchange, _due: int) -> None:
+    def _release(self, waited: tuple[Connection, Exchange], _due: int) -> None:
+        c, exchange = waited
         if exchange.joint is not None:
-            exchange.peer_seen = self._joints.server(exchange.joint)
+            exchange.peer_seen = self._joints.both(exchange.joint)
+        c.alone = not exchange.peer_seen  # whoever is not watched once is not watched: do not wait for it every time
         self.exchanges.append(exchange)
