@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.live.fleet import PATIENCE, wait_until
+from tests.live.fleet import PATIENCE, Fleet, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,14 +24,14 @@ class Agent:
 
     def __init__(
         self,
-        folder: Path,
+        fleet: Fleet,
         arguments: Sequence[str | Path],
         name: str = "agent",
         env: dict[str, str] | None = None,
         output: str = "json",
     ) -> None:
-        self.stdout = folder / f"{name}.json"
-        self.stderr = folder / f"{name}.err"
+        self.stdout = fleet.folder / f"{name}.json"
+        self.stderr = fleet.folder / f"{name}.err"
         command = [sys.executable, "-m", "meshscope", "run", "--output", output, *map(str, arguments)]
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
             self.process = subprocess.Popen(
@@ -42,6 +42,7 @@ class Agent:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             )
+        fleet.agents.append(self.process)
         try:
             wait_until(lambda: self.ready_line() or self.process.poll() is not None, 30, "the agent is ready")
         except AssertionError as late:

@@ -58,12 +58,13 @@ def impatient(server: str, rounds: int) -> list[Ask]:
 
 
 def plan(server: str, port: int, tls: bool, rounds: int) -> list[dict[str, Any]]:
-    """The whole mixed set against one server."""
+    """The whole mixed set against one server. Durations are compared where `timed`: one request at a time, nothing queued."""
     curl = mixed(server, 1 if SHORT else 2)
     if SHORT:
         curl = curl[2:12:2]  # a new process each time is what emulation is slowest at
     return [
-        {"how": "python", "port": port, "tls": tls, "threads": 3, "asks": mixed(server, rounds)},
+        {"how": "python", "port": port, "tls": tls, "threads": 1, "asks": mixed(server, 2 * rounds), "timed": True},
+        {"how": "python", "port": port, "tls": tls, "threads": 3, "asks": mixed(server, rounds // 2 or 1)},
         {"how": "curl", "port": port, "tls": tls, "threads": 1, "asks": curl},
         {"how": "asyncio", "port": port, "tls": tls, "threads": 16, "asks": pipelinable(rounds) + impatient(server, rounds)},
     ]

@@ -62,14 +62,14 @@ def test_a_raw_recording_overwrites_nothing(fleet: Fleet) -> None:
 
 def test_a_glob_waits_for_its_process(fleet: Fleet) -> None:
     name = f"meshscope-test-{os.getpid()}"
-    agent = Agent(fleet.folder, ["--exe", name])
+    agent = Agent(fleet, ["--exe", name])
     assert f"meshscope: no process matches {name} yet; waiting for one" in agent.said().splitlines()
     assert "processes=0" in agent.ready_line()
     assert agent.stop() == []
 
 
 def test_duration_and_none(fleet: Fleet) -> None:
-    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup, "--duration", "300ms"], output="none")
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup, "--duration", "300ms"], output="none")
     assert agent.process.wait(30) == 0
     assert agent.stdout.read_bytes() == b""
     assert agent.summary().startswith("meshscope: 0 exchanges, ")
@@ -77,7 +77,7 @@ def test_duration_and_none(fleet: Fleet) -> None:
 
 def test_a_second_signal_leaves_at_once(fleet: Fleet) -> None:
     """Both wait when it wakes, so that the second finds it ending."""
-    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup])
     os.kill(agent.process.pid, signal.SIGSTOP)
     os.kill(agent.process.pid, signal.SIGINT)
     os.kill(agent.process.pid, signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from tests.live import compare, nginx
 from tests.live.agent import Agent
 from tests.live.driver import Driver
 from tests.live.facts import tell
-from tests.live.fleet import Fleet, free_port, wait_until
+from tests.live.fleet import PATIENCE, Fleet, free_port, wait_until
 from tests.live.plans import SHORT, plan
-from tests.live.wrk import wrk
+from tests.live.wrk import FIRST, wrk
 
 ROUNDS = 1 if SHORT else 8
 KEEP_ALIVE = 300 if SHORT else 20_000
@@ -45,27 +46,42 @@ def start(server: str, fleet: Fleet, file: Path, tls: bool) -> tuple[int, Lines]
     return port, lambda: read(log)
 
 
+def timed(server: str, driver: Driver) -> set[str]:
+    """Ids whose durations are compared; of servers with an event loop not downloads.
+
+    Such a server takes the time once per turn of its loop (nginx), or calls an answer done that lies in its buffer (uvicorn).
+    """
+    loops = server in {"nginx", "uvicorn", "uvloop"}
+    asks = [one for job in driver.plan if job.get("timed") for one in job["asks"]]
+    return {one["id"] for one in asks if not (loops and one["path"].startswith("/file/"))}
+
+
 @pytest.mark.parametrize(("server", "tls"), COMBINATIONS, ids=["-".join((s, "tls" if t else "plain")) for s, t in COMBINATIONS])
 def test_mixed_set(server: str, tls: bool, fleet: Fleet, big_file: Path) -> None:
+    fleet.nice = -15
     port, lines = start(server, fleet, big_file, tls)
     driver = Driver(fleet, plan(server, port, tls, ROUNDS))
-    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup])
     results = driver.go()
-    wait_until(lambda: len(lines()) >= len(driver.asks), 10, "the server has written all its lines")
+    hasty = {one["id"] for one in driver.asks.values() if "hangup" in one}
+    wait_until(
+        lambda: driver.asks.keys() - {line["id"] for line in lines()} <= hasty, 10, "the server has answered all who waited"
+    )
+    time.sleep(0.4 * PATIENCE)  # and those who did not: /slow/ takes 250 ms
     exchanges = agent.stop()
 
     faults = compare.Faults()
     logged = lines()
     compare.server_end(faults, exchanges, logged)
     compare.client_end(faults, exchanges, results, driver.asks)
-    joined = compare.pairs(faults, exchanges)
-    near = compare.durations(faults, exchanges, logged, {one["id"] for one in driver.plan[-1]["asks"]})
+    joined = compare.pairs(faults, exchanges, hasty)
+    near = compare.durations(faults, exchanges, logged, timed(server, driver))
     compare.unharmed(faults, exchanges)
     faults.expect({e["tls"] for e in exchanges} == {tls}, "an exchange is wrong about TLS")
     kind = f"{server} {'tls' if tls else 'plain'}"
     tell(f"{kind}: {joined} pairs, durations within {near[0]:.2f} ms (p50), {near[1]:.2f} ms (p99)")
     faults.settle()
-    assert joined == len(driver.asks)
+    assert joined >= len(driver.asks) - len(hasty)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -73,8 +89,12 @@ def test_keep_alive(tls: bool, fleet: Fleet, big_file: Path) -> None:
     """What wrk asked of nginx over 16 keep-alive connections, every request with an id of its own."""
     server = nginx.start(fleet, big_file)
     driver = Driver(fleet, [])  # holds the private libssl that wrk will use
-    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
-    told = wrk(fleet, f"http{'s' if tls else ''}://127.0.0.1:{server.tls if tls else server.plain}", seconds=2 if SHORT else 7)
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup])
+    url = f"http{'s' if tls else ''}://127.0.0.1:{server.tls if tls else server.plain}"
+    told = wrk(fleet, url, seconds=2 if SHORT else 5)
+    while told["requests"] < KEEP_ALIVE:  # on a busy machine
+        more = wrk(fleet, url, seconds=2, first=FIRST + 10_000 + told["requests"])
+        told = {key: told[key] + more[key] for key in told}
     exchanges = agent.stop()
     fleet.stop(driver.process)
 
@@ -84,7 +104,7 @@ def test_keep_alive(tls: bool, fleet: Fleet, big_file: Path) -> None:
     faults.expect(len(lines) >= told["requests"] >= KEEP_ALIVE, f"wrk made {told}, nginx logged {len(lines)}")
     compare.server_end(faults, exchanges, lines)
     compare.pairs(faults, exchanges)
-    near = compare.durations(faults, exchanges, lines, set())
+    near = compare.durations(faults, exchanges, lines, {line["id"] for line in lines})
     compare.unharmed(faults, exchanges)
     answered = sum(1 for e in exchanges if e["role"] == "client" and e["response"])
     faults.expect(

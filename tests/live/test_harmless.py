@@ -91,7 +91,7 @@ def test_attach_and_detach_under_load(fleet: Fleet, big_file: Path) -> None:
     town = Town(fleet, big_file, seconds=(ROUNDS * 1.5 + 3) * PATIENCE)
     counts = []
     for turn in range(ROUNDS):
-        agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup], name=f"agent{turn}")
+        agent = Agent(fleet, ["--cgroup", fleet.cgroup], name=f"agent{turn}")
         time.sleep(0.2)  # under load, so that there is something to detach from
         counts.append(len(agent.stop()))
         for pid in (town.nginx.pid, town.driver.process.pid):
@@ -105,7 +105,7 @@ def test_attach_and_detach_under_load(fleet: Fleet, big_file: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 def test_killed_or_stopped_under_load(how: signal.Signals, fleet: Fleet, big_file: Path) -> None:
     town = Town(fleet, big_file, seconds=6 * PATIENCE)
-    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup])
     time.sleep(0.5)  # into the load
     agent.process.send_signal(how)
     if how == signal.SIGKILL:
@@ -135,7 +135,7 @@ def test_who_was_not_selected_has_no_probe(fleet: Fleet, big_file: Path, tmp_pat
         inside=False,
     )
     bystander = Driver(fleet, [])  # selected, on a libssl of its own
-    agent = Agent(fleet.folder, ["--pid", selected.pid])
+    agent = Agent(fleet, ["--pid", selected.pid])
     process = wrk.begin(fleet, f"https://127.0.0.1:{port}", 1, connections=2, name="outside")
     assert breakpoints(selected.pid, "libssl.so") > 0, "the selected process has no probe"
     assert breakpoints(neighbour.pid, "libssl.so") == 0

@@ -75,9 +75,7 @@ def test_ring_too_small(tls: bool, fleet: Fleet, big_file: Path) -> None:
     server = nginx.start(fleet, big_file)
     driver = Driver(fleet, [])
     page = free_port()
-    agent = Agent(
-        fleet.folder, ["--cgroup", fleet.cgroup, "--ring-bytes", 16384, "--prometheus", f"127.0.0.1:{page}", "--max-cpu", 0]
-    )
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup, "--ring-bytes", 16384, "--prometheus", f"127.0.0.1:{page}", "--max-cpu", 0])
     url = f"https://127.0.0.1:{server.tls}" if tls else f"http://127.0.0.1:{server.plain}"
     told = wrk.wrk(fleet, url, seconds=2, pause_ms=0 if not SHORT else 1)
     quiet = settled(page)
@@ -120,7 +118,7 @@ def test_joined_in_the_middle(tls: bool, fleet: Fleet, big_file: Path) -> None:
     connections = 8
     process = wrk.begin(fleet, url, 4 * PATIENCE, connections=connections, pause_ms=4)
     wait_until(lambda: len(server.lines()) > connections * 3, 20, "wrk is busy")
-    agent = Agent(fleet.folder, ["--cgroup", fleet.cgroup])
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup])
     ready_ns = time.time_ns()
     told = wrk.end(fleet, process)
     fleet.stop(driver.process)

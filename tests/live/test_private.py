@@ -53,7 +53,7 @@ def test_secrets_reach_no_output(output: str, fleet: Fleet, big_file: Path) -> N
     driver = Driver(fleet, [{"how": "asyncio", "port": port, "tls": False, "threads": 4, "asks": asks}])
     arguments = ["--pid", process.pid, "--pid", driver.process.pid, "--record", record, "--prometheus", f"127.0.0.1:{page}"]
     arguments += ["--otlp-endpoint", f"http://127.0.0.1:{jaeger.ports['http']}", "--otlp-protocol", "http/protobuf"]
-    agent = Agent(fleet.folder, list(map(str, arguments)), output=output)
+    agent = Agent(fleet, list(map(str, arguments)), output=output)
     assert len(driver.go()) == len(asks)
     wait_until(lambda: f" {2 * len(asks)}" in counted(page), 10, "both ends of all requests are counted")
     metrics = fetch(page)

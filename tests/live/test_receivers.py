@@ -50,7 +50,7 @@ def run_case(fleet: Fleet, jaeger: Jaeger, protocol: str, case: str, server: tup
     transport = ["--otlp-endpoint", f"http://127.0.0.1:{jaeger.ports['grpc' if protocol == 'grpc' else 'http']}"]
     select = [text for pid in pids for text in ("--pid", str(pid))]
     env = {"OTEL_METRIC_EXPORT_INTERVAL": "500"}
-    agent = Agent(fleet.folder, [*select, *transport, "--otlp-protocol", protocol], name=f"agent-{case}", env=env)
+    agent = Agent(fleet, [*select, *transport, "--otlp-protocol", protocol], name=f"agent-{case}", env=env)
     driver.go()
     agent.stop()
     return name
@@ -120,7 +120,7 @@ def test_prometheus(fleet: Fleet, big_file: Path) -> None:
     )
     page = free_port()
     select = ["--pid", str(pid), "--pid", str(driver.process.pid)]
-    agent = Agent(fleet.folder, [*select, "--prometheus", f"127.0.0.1:{page}"])
+    agent = Agent(fleet, [*select, "--prometheus", f"127.0.0.1:{page}"])
     prometheus = Prometheus(fleet, page)
     results = driver.go()
     assert len(results) == len(asks)
