@@ -107,6 +107,20 @@ static __always_inline bool unwanted(struct ms_transfer *t, struct ms_sock *know
 	return !t->left;
 }
 
+/* What the head of a record says of a transfer, but its position and shard. */
+static __always_inline void describe(struct ms_chunk *head, struct sock *sk, struct tcp_sock *tcp, __u64 pid_tgid, __u8 dir)
+{
+	head->ts_ns = bpf_ktime_get_ns();
+	head->conn = bpf_get_socket_cookie(sk);
+	head->tgid = pid_tgid >> 32;
+	head->tid = pid_tgid;
+	head->kind = MS_DATA;
+	head->dir = dir;
+	head->src = MS_SOCKET;
+	head->srtt_us = tcp->srtt_us >> 3;
+	head->retransmits = tcp->total_retrans;
+}
+
 static __always_inline int moved(struct sock *sk, int ret, int flags, __u8 dir)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
@@ -148,16 +162,8 @@ static __always_inline int moved(struct sock *sk, int ret, int flags, __u8 dir)
 
 	task = bpf_get_current_task_btf();
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	t.head.ts_ns = bpf_ktime_get_ns();
-	t.head.conn = bpf_get_socket_cookie(sk);
+	describe(&t.head, sk, tcp, pid_tgid, dir);
 	t.head.pos = position(sk, tcp, known, ret, dir);
-	t.head.tgid = pid_tgid >> 32;
-	t.head.tid = pid_tgid;
-	t.head.kind = MS_DATA;
-	t.head.dir = dir;
-	t.head.src = MS_SOCKET;
-	t.head.srtt_us = tcp->srtt_us >> 3;
-	t.head.retransmits = tcp->total_retrans;
 	t.head.shard = watched->shard;
 	t.left = ret;
 	known->moved[dir] += ret;
