@@ -15,7 +15,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from meshscope import agent
-from meshscope.agent import Agent, AgentError, Outputs, Stop
+from meshscope.agent import AgentError
+from meshscope.agent.loop import Agent, Stop
+from meshscope.agent.outputs import Outputs
 from meshscope.capture import ProcessInfo, abi
 from meshscope.capture.record import Recorder, Replay
 from meshscope.config import Config, ConfigError, load
