@@ -1,7 +1,7 @@
 """Records to exchanges: connections, positions, detection, parsers, stitching. One thread, no clock, no I/O.
 
     step ── records ─┬─ DATA ── parser known, in order ──────────────┐
-                     │          else Detector.take ─ or Reader.data ─┴─ Reader.say ─ parser ─ Stitcher.take ─> exchanges
+                     │          else Detector.take ─ or Reader.data ─┴─ Reader.feed ─ parser ─ Stitcher.take ─> exchanges
                      └─ OPEN SHUT CLOSE PROCESS: the life of connections, here
 
 Everything that has to wait does so by the time of the records (Waiting), so the exchanges are the same however the
