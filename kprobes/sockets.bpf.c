@@ -107,6 +107,21 @@ static __always_inline bool unwanted(struct ms_transfer *t, struct ms_sock *know
 	return !t->left;
 }
 
+/* Whether a transfer is only counted: no bytes of the stream were moved, or their position cannot be known. */
+static __always_inline bool beside(struct sock *sk, int flags, __u8 dir)
+{
+	if (dir == MS_RX && flags & (MSG_PEEK | MSG_ERRQUEUE | MSG_OOB)) {
+		if (flags & MSG_PEEK)
+			ms_count(MS_PEEKS, 1);
+		return true;
+	}
+	if (sk->sk_protocol == IPPROTO_MPTCP) {
+		ms_count(MS_UNPOSITIONED_TRANSFERS, 1);
+		return true;
+	}
+	return false;
+}
+
 /* What the head of a record says of a transfer, but its position and shard. */
 static __always_inline void describe(struct ms_chunk *head, struct sock *sk, struct tcp_sock *tcp, __u64 pid_tgid, __u8 dir)
 {
@@ -137,15 +152,8 @@ static __always_inline int moved(struct sock *sk, int ret, int flags, __u8 dir)
 	watched = ms_watched(pid_tgid >> 32);
 	if (!watched || !ms_inet(sk))
 		return 0;
-	if (dir == MS_RX && flags & (MSG_PEEK | MSG_ERRQUEUE | MSG_OOB)) {
-		if (flags & MSG_PEEK)
-			ms_count(MS_PEEKS, 1);
+	if (beside(sk, flags, dir))
 		return 0;
-	}
-	if (sk->sk_protocol == IPPROTO_MPTCP) {
-		ms_count(MS_UNPOSITIONED_TRANSFERS, 1);
-		return 0;
-	}
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
 		return 0;
@@ -246,7 +254,8 @@ int BPF_PROG(on_state, const struct sock *sk, int old, int state)
 	if (state != TCP_CLOSE) {
 		tcp = bpf_skc_to_tcp_sock((void *)sk);
 		if (tcp)
-			ms_shut(sk, known, MS_TX, known->known & (1 << MS_TX) ? ms_extend(tcp->write_seq, known->pos[MS_TX]) : tcp->write_seq);
+			ms_shut(sk, known, MS_TX,
+				known->known & (1 << MS_TX) ? ms_extend(tcp->write_seq, known->pos[MS_TX]) : tcp->write_seq);
 		return 0;
 	}
 	record.head.kind = MS_CLOSE;
