@@ -120,7 +120,7 @@ class Targets:
         return self._ready
 
     def on_process(self, event: ProcessEvent) -> None:
-        """A process began, became another program, or ended. Any thread; at most two small files of /proc are read.
+        """A process began, became another program, or ended. Any thread; a few small files of /proc are read.
 
         Who it is is told at once, not in the next round: it may have ended by then, and its exchanges are on their way.
         """
