@@ -27,7 +27,6 @@ KEPT_HEADERS: Final = frozenset(
         "traceparent",
         "tracestate",
         "user-agent",
-        "x-request-id",
     }
 )
 _IDENTIFIERS: Final = {  # identifiers by definition: as they are where they have the form they must have
