@@ -23,6 +23,7 @@ KEEP_ALIVE = 300 if SHORT else 20_000
 COMBINATIONS = [(server, tls) for server in ("nginx", "threaded", "prefork", "uvicorn", "uvloop") for tls in (False, True)]
 if SHORT:
     COMBINATIONS = [("nginx", False), ("nginx", True), ("threaded", True), ("prefork", False), ("uvicorn", True)]
+ROOMY = 64 << 20  # downloads at loopback speed; loss has tests of its own
 pytestmark = pytest.mark.usefixtures("kernel_state")
 Lines = Callable[[], list[dict[str, Any]]]
 
@@ -61,7 +62,7 @@ def test_mixed_set(server: str, tls: bool, fleet: Fleet, big_file: Path) -> None
     fleet.nice = -15
     port, lines = start(server, fleet, big_file, tls)
     driver = Driver(fleet, plan(server, port, tls, ROUNDS))
-    agent = Agent(fleet, ["--cgroup", fleet.cgroup])
+    agent = Agent(fleet, ["--cgroup", fleet.cgroup, "--ring-bytes", ROOMY])
     results = driver.go()
     hasty = {one["id"] for one in driver.asks.values() if "hangup" in one}
     wait_until(

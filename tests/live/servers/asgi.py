@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 
 import uvicorn
 
+SCHEDSTAT = Path("/proc/thread-self/schedstat")
 PIECES = (b"one,", b"two and ", b"three" * 400)
 FIXED = {"none": (204, b""), "same": (304, b""), "gone": (404, b"no\n"), "fail": (500, b"no\n"), "move": (302, b"")}
 
@@ -26,6 +27,7 @@ class Application:
     def __init__(self, log: str, file: str) -> None:
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.file = Path(file).read_bytes()
+        self.queued = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -47,16 +49,20 @@ class Application:
         self.write(number, scope, target, status, sum(map(len, pieces)), began)
 
     def write(self, number: str, scope: dict[str, Any], target: str, status: int, body: int, began: int) -> None:
+        ns = time.monotonic_ns() - began
+        queued = int(SCHEDSTAT.read_text(encoding="ascii").split()[1])
         line = {
             "id": number,
             "method": scope["method"],
             "target": target,
             "status": status,
             "body": body,
-            "ns": time.monotonic_ns() - began,
+            "ns": ns,
+            "waited": queued - self.queued,
             "head": status > 0,
             "complete": status > 0,
         }
+        self.queued = queued
         os.write(self.log, (json.dumps(line) + "\n").encode())
 
     async def answer(self, kind: str, scope: dict[str, Any], receive: Any) -> tuple[int, tuple[bytes, ...], bool]:

@@ -4,7 +4,7 @@ python blocking.py threaded|prefork PORT LOG FILE [CERT KEY]
 
 FILE is what /file/ serves. One JSON line per request goes to LOG, in one write, after the answer: id, method, target, status,
 body (bytes of the answer's body), ns (from the request line to the end of the answer), head (the answer's head was written),
-complete (all of it was).
+complete (all of it was), waited (ns for which it was ready to run and had no processor, since its line before).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+SCHEDSTAT = Path("/proc/thread-self/schedstat")
 WORKERS = 12
 PIECES = (b"one,", b"two and ", b"three" * 400)
 
@@ -32,6 +33,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version = "blocking"
     log: ClassVar[int] = -1
     file: ClassVar[Path]
+
+    queued = 0
+
+    def setup(self) -> None:
+        super().setup()
+        self.queued = int(SCHEDSTAT.read_text(encoding="ascii").split()[1])
 
     def parse_request(self) -> bool:
         self.began = time.monotonic_ns()
@@ -137,16 +144,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.complete = self.status > 0
         except (OSError, ssl.SSLError):
             self.close_connection = True
+        ns = time.monotonic_ns() - self.began
+        queued = int(SCHEDSTAT.read_text(encoding="ascii").split()[1])
         line = {
             "id": segments[2],
             "method": self.command,
             "target": self.path,
             "status": self.status,
             "body": self.sent,
-            "ns": time.monotonic_ns() - self.began,
+            "ns": ns,
+            "waited": queued - self.queued,
             "head": self.status > 0,
             "complete": self.complete,
         }
+        self.queued = queued
         os.write(self.log, (json.dumps(line) + "\n").encode())
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = any_method
