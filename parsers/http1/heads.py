@@ -2,7 +2,8 @@
 
 Strategy: a head is split at its line feeds once, and every field line is looked up in a memo that remembers what the
 line said the last time (`Fields`). Most lines of most heads have been seen before, so a head of eight fields costs
-one split and eight dictionary look-ups; only a new line runs Python code.
+one split and eight dictionary look-ups, and if all of them were seen together before, only one; a new line alone runs
+Python code.
 
 An observer cannot refuse a message. What an endpoint may forgive is forgiven here (bare LF as line end, folded
 fields, lines without a colon); what would make the framing a guess raises ProtocolError.
@@ -33,6 +34,8 @@ MAX_TRAILERS: Final = MAX_HEAD
 MAX_DIGITS: Final = 18
 # `sniff` has made up its mind when it has seen this many bytes.
 SNIFF_BYTES: Final = 128
+# And this much of an incomplete head is looked at again and again while it grows.
+SHAPE_BYTES: Final = 512
 
 UNTIL_CLOSE: Final = -1  # results of `framing` that are no length
 CHUNKED: Final = -2
@@ -45,7 +48,7 @@ VERSIONS: Final[dict[bytes, str]] = {b"HTTP/1.%d%s" % (n, end): f"1.{n}" for n i
 _TOKEN_BYTES: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
 _TOKEN: Final = re.compile(_TOKEN_BYTES)
 # The four forms of RFC 9112 section 3.2 as far as their beginnings tell them apart: /, *, scheme://, host:port.
-_TARGET: Final = rb"(?:[/*]|[A-Za-z][A-Za-z0-9+.-]{0,31}://|[\[\]A-Za-z0-9._:-]{1,255}:[0-9])[^\x00-\x20\x7f]*"
+_TARGET: Final = rb"(?>(?:[/*]|[A-Za-z][A-Za-z0-9+.-]{0,31}://|[\[\]A-Za-z0-9._:-]{1,255}:[0-9])[^\x00-\x20\x7f]*)"
 _VERSION_PREFIX: Final = rb"(?: (?:H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[0-9]\r?)?)?)?)?)?)?)?)?)?"
 _REQUEST_LINE: Final = re.compile(_TOKEN_BYTES + b" " + _TARGET + rb" HTTP/1\.[0-9]\r?\n")
 _REQUEST_START: Final = re.compile(b"(?:" + b"|".join(METHODS) + b") " + _TARGET + _VERSION_PREFIX)
@@ -270,7 +273,8 @@ def framing(headers: dict[str, str], *, request: bool) -> int:
 def head_end(data: bytes, pos: int) -> tuple[int, int]:
     """Where the head that begins at `pos` ends: (before, after) the blank line; (-1, -1) if it does not.
 
-    The line before keeps its CR if it has one; a line may end with LF alone (RFC 9112 section 2.2).
+    The line before keeps its CR if it has one; a line may end with LF alone (RFC 9112 section 2.2). `pos` may lie inside
+    the head where its beginning was searched before.
     """
     match = _BLANK_LINE.search(data, pos)
     return match.span() if match else (-1, -1)

@@ -70,6 +70,10 @@ class Pairs:
             doubt(asking.message, why)
         self.careful = True
 
+    def waiting(self) -> bool:
+        """Whether an answer is still to come."""
+        return bool(self.open) or self._behind > 0
+
     def append(self, request: Message) -> None:
         """Take a request in while nothing is doubtful."""
         self.open.append(request)

@@ -30,6 +30,7 @@ from parsers.http1.bodies import (
     LONG_HEAD,
     LOST,
     STEPS,
+    TRAILERS,
     TRUNCATED,
     UNTIL_CLOSE,
     WAIT,
@@ -46,6 +47,8 @@ UPGRADES: Final = {"h2c": "http/2"}
 
 _EXPECT: Final = re.compile(rb"(?i:(?:^|\n)expect:)")
 _UPGRADE: Final = re.compile(rb"(?i:(?:^|\n)upgrade):[ \t]*([^ \t\r\n,]+)")
+_LINES: Final = frozenset({HEAD, TRAILERS})
+_MAX_PLACES: Final = 64  # where one `feed` is searched for a start
 _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 _VERSIONS: Final = heads.VERSIONS
 _METHODS: Final = heads.METHODS
@@ -54,6 +57,11 @@ _MAX_TARGET: Final = heads.MAX_TARGET
 _lengths: Final = heads.Lengths()
 _BODILESS: Final = frozenset({*range(100, 200), 204, 304})
 _BODILESS_VERBS: Final = frozenset({"HEAD", "CONNECT"})
+
+
+def _still_open(data: bytes, fresh: int) -> bool:
+    """Whether the lines in `data`, of which the first `fresh` bytes were read before, are whole but for their end."""
+    return data.find(b"\n", 0, fresh) >= 0 and heads.head_end(data, max(fresh - 2, 0))[0] < 0
 
 
 class Parser:
@@ -96,6 +104,9 @@ class Parser:
             h.base = base - h.fresh
             data = h.held + data
             end += h.fresh
+            if h.state in _LINES and end < heads.MAX_HEAD and _still_open(data, h.fresh):
+                h.held = data  # a head in many small pieces must not be read again for each
+                return
             h.held = b""
         pos = 0
         try:
@@ -152,7 +163,7 @@ class Parser:
     def ready(self, half: int) -> bool:
         """False for the answers while no request is open and no answer is under way."""
         h = self._halves[RESPONSES]
-        return half == REQUESTS or bool(self._pairs.open) or h.message is not None or h.state == DEAF
+        return half == REQUESTS or self._pairs.waiting() or h.message is not None or h.state == DEAF
 
     def _request(self, h: Half, data: bytes, pos: int, ts: int, out: Out) -> int:
         """Read the head of a request, and its body if it is all there."""
@@ -232,14 +243,13 @@ class Parser:
     def _unusual(self, h: Half, data: bytes, pos: int, ts: int, out: Out) -> int:
         """Read a head the long way: incomplete, too long, folded, repeated, LF alone, a method of its own, or no head."""
         self._fields.odd = False
-        start = len(data) - len(data[pos:].lstrip(b"\r\n"))
-        if start > pos:  # empty lines before a message are passed over (RFC 9112 section 2.2)
-            return start
+        if data[pos] in b"\r\n":  # empty lines before a message are passed over (RFC 9112 section 2.2)
+            return len(data) - len(data[pos:].lstrip(b"\r\n"))
         stop, end = heads.head_end(data, pos)
         truncated = stop < 0
         if truncated:
             if len(data) - pos < heads.MAX_HEAD:
-                if heads.may_begin(data[pos : pos + heads.MAX_TARGET], request=h.which == REQUESTS):
+                if heads.may_begin(data[pos : pos + heads.SHAPE_BYTES], request=h.which == REQUESTS):
                     return WAIT
                 return self._reject(h, pos)
             end = stop = data.rfind(b"\n", pos, pos + heads.MAX_HEAD)
@@ -261,7 +271,7 @@ class Parser:
 
     def _reject(self, h: Half, pos: int) -> int:
         """No start line where one belongs. At the very first byte it means that the connection was joined late."""
-        if h.base + pos:
+        if h.base + pos or h.mark:
             raise ProtocolError("not a status line" if h.which else "not a request line")
         self._pairs.lose(h, LATE)
         return pos
@@ -364,7 +374,9 @@ class Parser:
             h.state = HUNT
             return total
         place = pos
-        while place >= 0:
+        for _ in range(_MAX_PLACES):
+            if place < 0:
+                break
             start = total - len(data[place:].lstrip(b"\r\n"))
             verdict = heads.sniff(data[start : start + heads.MAX_TARGET]) if start < total else Verdict.NO
             if verdict == Verdict.MAYBE:

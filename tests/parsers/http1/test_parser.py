@@ -355,6 +355,32 @@ def test_a_line_that_never_ends_is_refused() -> None:
         feed(parser, REQUESTS, b"x" * 4096)
 
 
+def test_a_first_line_that_never_ends_is_refused() -> None:
+    parser = Parser(KEEP)
+    line = b"GET /" + b"x" * heads.MAX_HEAD
+    with pytest.raises(ProtocolError):
+        feed(parser, REQUESTS, line)
+    gap(parser, REQUESTS, len(line))
+    (request,) = feed(parser, REQUESTS, GET)
+    assert request.offset == len(line)
+
+
+def test_a_head_in_single_bytes_is_read_once() -> None:
+    parser = Parser(KEEP)
+    head = b"GET /slow HTTP/1.1\r\n" + b"a: b\n" * 1000 + b"Host: h\r\n\r\n"
+    told = [m for n in range(len(head)) for m in feed(parser, REQUESTS, head[n : n + 1], n)]
+    assert [(m.target, m.headers, m.ts, m.end_ts) for m in told] == [("/slow", {"host": "h"}, 0, len(head) - 1)]
+
+
+def test_dropped_questions_are_waited_for_too() -> None:
+    parser = Parser(KEEP)
+    feed(parser, REQUESTS, GET * 200)
+    for _ in range(200):
+        assert parser.ready(RESPONSES)
+        feed(parser, RESPONSES, OK)
+    assert not parser.ready(RESPONSES)
+
+
 def test_upgrade_hands_over() -> None:
     for token, protocol in ((b"h2c", "http/2"), (b"websocket", None), (b"H2C", "http/2")):
         parser = Parser(KEEP)
