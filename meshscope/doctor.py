@@ -77,6 +77,7 @@ class Report(TypedDict):
     rung: str | None
     refused: list[str]
     processes: list[ProcessReport]
+    notes: list[str]
     missing: list[Lack]
 
 
@@ -97,6 +98,7 @@ def examine(config: Config) -> Report:
     if not btf:
         fix = "a kernel built with CONFIG_DEBUG_INFO_BTF=y, such as Debian's: apt-get install linux-image-amd64"
         missing.append(Lack(what=f"{trial.BTF_FILE}: the kernel's types", fix=fix, fatal=True))
+    selected, notes = _selected(config)
     version, rung, refused = _try_loading(config, missing)
     return Report(
         works=rung is not None and not any(lack["fatal"] for lack in missing),
@@ -110,7 +112,8 @@ def examine(config: Config) -> Report:
         trials=[{"name": each.name, "works": each.works, "why": each.why} for each in trial.trials()],
         rung=rung,
         refused=refused,
-        processes=[_process(pid) for pid in _selected(config)],
+        processes=[_process(pid) for pid in selected],
+        notes=notes,
         missing=missing,
     )
 
@@ -153,8 +156,8 @@ class _Nobody:
         return dict(self._marked)
 
 
-def _selected(config: Config) -> list[int]:
-    """The processes that `run` would watch now. Raises DoctorError."""
+def _selected(config: Config) -> tuple[list[int], list[str]]:
+    """The processes that `run` would watch now, and what it would say about the selection. Raises DoctorError."""
     select = config.select
     roots, nobody = Roots(Selection(select.pids, select.exes, select.cgroups, select.all)), _Nobody()
     try:
@@ -162,7 +165,7 @@ def _selected(config: Config) -> list[int]:
         roots.choose(nobody)
     except CaptureError as error:
         raise DoctorError(str(error)) from error
-    return sorted(roots.watched(nobody)) if select else []
+    return sorted(roots.watched(nobody)) if select else [], roots.take_notices()
 
 
 def _process(pid: int) -> ProcessReport:
@@ -204,6 +207,7 @@ def lines(report: Report) -> Iterator[str]:
             yield "  no TLS library"
         for library in process["libraries"]:
             yield from _library_lines(library)
+    yield from report["notes"]
     for lack in report["missing"]:
         yield f"missing        {lack['what']}"
         yield f"  to get it    {lack['fix']}"

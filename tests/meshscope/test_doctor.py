@@ -103,6 +103,10 @@ def test_a_refusal_of_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report["missing"] == [{"what": "tp_btf: refused", "fix": "do this instead", "fatal": True}]
 
 
+def test_a_glob_that_matches_nobody_is_told() -> None:
+    assert "no process matches no-such-program yet; waiting for one" in text(**{"select.exes": "no-such-program"})
+
+
 def test_no_libbpf(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise CaptureError("libbpf.so.1 is not installed; apt-get install libbpf1")

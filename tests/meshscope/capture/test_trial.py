@@ -70,3 +70,25 @@ def test_no_btf_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {each.name: each for each in trial.trials()}["tp_btf sock_send_length"]
     assert found.why == "this kernel has no BTF, ENOENT (/nonexistent/vmlinux)"
     trial.btf_id.cache_clear()
+
+
+def test_what_stands_in_the_way_is_told_before_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "capabilities", lambda: frozenset({"CAP_PERFMON"}))
+    assert trial.obstacle().startswith("missing CAP_BPF; start it with them: ")
+    monkeypatch.setattr(trial, "capabilities", lambda: frozenset({"CAP_BPF", "CAP_PERFMON"}))
+    monkeypatch.setattr(trial, "BTF_FILE", "/nonexistent/vmlinux")
+    assert trial.obstacle().startswith("this kernel has no BTF (/nonexistent/vmlinux); ")
+    monkeypatch.setattr(trial, "BTF_FILE", "/proc/self/stat")
+    assert trial.obstacle() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [("none integrity [confidentiality]\n", "confidentiality"), ("[none] integrity confidentiality\n", "none"), (None, "")],
+)
+def test_lockdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, mode: str) -> None:
+    file = tmp_path / "lockdown"
+    if text:
+        file.write_text(text)
+    monkeypatch.setattr(trial, "_LOCKDOWN", file)
+    assert trial.lockdown() == mode
