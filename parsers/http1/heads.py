@@ -280,6 +280,13 @@ def head_end(data: bytes, pos: int) -> tuple[int, int]:
     return match.span() if match else (-1, -1)
 
 
+def still_open(data: bytes, fresh: int) -> bool:
+    """Whether the lines in `data`, of which the first `fresh` bytes were read before, are whole but for their end."""
+    if data.find(b"\n", 0, fresh) < 0:
+        return fresh > SHAPE_BYTES and data.find(b"\n", fresh) < 0
+    return head_end(data, max(fresh - 2, 0))[0] < 0
+
+
 def request_line(line: bytes) -> tuple[str, str, str, bool]:
     """Split a request line into (method, target, version, cut); cut: the target was longer than is kept.
 

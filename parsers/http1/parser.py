@@ -59,11 +59,6 @@ _BODILESS: Final = frozenset({*range(100, 200), 204, 304})
 _BODILESS_VERBS: Final = frozenset({"HEAD", "CONNECT"})
 
 
-def _still_open(data: bytes, fresh: int) -> bool:
-    """Whether the lines in `data`, of which the first `fresh` bytes were read before, are whole but for their end."""
-    return data.find(b"\n", 0, fresh) >= 0 and heads.head_end(data, max(fresh - 2, 0))[0] < 0
-
-
 class Parser:
     """Bytes of one connection to messages, see parsers/base.py.
 
@@ -104,7 +99,7 @@ class Parser:
             h.base = base - h.fresh
             data = h.held + data
             end += h.fresh
-            if h.state in _LINES and end < heads.MAX_HEAD and _still_open(data, h.fresh):
+            if h.state in _LINES and end < heads.MAX_HEAD and heads.still_open(data, h.fresh):
                 h.held = data  # a head in many small pieces must not be read again for each
                 return
             h.held = b""

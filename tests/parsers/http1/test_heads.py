@@ -197,6 +197,14 @@ def test_head_end() -> None:
     assert heads.head_end(b"a\nb\n", 0) == (-1, -1)
 
 
+def test_still_open() -> None:
+    assert heads.still_open(b"GET / HTTP/1.1\r\nHo", 17)
+    assert not heads.still_open(b"GET / HT", 7)  # the first line has to be looked at as it grows,
+    assert heads.still_open(b"GET /" + b"x" * 600, 604)  # but not for ever
+    assert not heads.still_open(b"GET / HTTP/1.1\r\n\r\n", 17)
+    assert not heads.still_open(b"GET / HTTP/1.1\n\n", 15)
+
+
 def test_statuses() -> None:
     statuses = heads.Statuses()
     assert statuses[b"HTTP/1.1 200 "] == ("1.1", 200)
