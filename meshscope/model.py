@@ -17,6 +17,20 @@ Role = Literal["client", "server"]
 # Why an outcome is unknown: the first of these in Exchange.flags is the reason, and one always is.
 UNKNOWN_REASONS: Final = ("parser_error", "bytes_lost", "evicted", "upgraded", "input_ended", "late_join")
 
+# What an exchange may carry in Exchange.flags. None of them is an error of anybody: they say what was not seen.
+FLAGS: Final = {
+    "bytes_lost": "Bytes of the connection were lost in or before it: fields, sizes or its end may be missing.",
+    "evicted": "It was given up because a bound on what is followed at once was reached.",
+    "head_truncated": "Its head or trailers were longer than what is read of them: headers may be missing.",
+    "input_ended": "The agent stopped, or the recording ended, before its end.",
+    "late_join": "The connection was joined in its middle: what came before is not known.",
+    "parser_error": "The bytes were not what the protocol allows, so its end was not found.",
+    "peer_unknown": "The TLS session's socket was not found: there are no addresses, and it cannot be joined with its other end.",
+    "shards_mixed": "Its connection was used by two selected process trees: the order of their bytes is not trusted.",
+    "unpositioned": "Its bytes have no position (kernel TLS, MPTCP): a loss among them would not be noticed.",
+    "upgraded": "The connection stopped speaking the protocol with it (Upgrade, CONNECT); what follows is not read.",
+}
+
 
 class Workload:
     """Who a process or an address is; one interned object per workload, compared by identity.
@@ -87,8 +101,7 @@ class Exchange:
     peer_seen:  the other end of this exchange was seen by this agent. Server ends wait for it; a client end
                 knows it if the other end's record came first, as it nearly always does.
     route:      low-cardinality path, filled by the route stage.
-    flags:      doubts, sorted: late_join, bytes_lost, peer_unknown, head_truncated, upgraded, unpositioned,
-                shards_mixed, and UNKNOWN_REASONS.
+    flags:      doubts, sorted: names of FLAGS.
     """
 
     __slots__ = (

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, log
 from typing import Final, NamedTuple
 
-from meshscope.model import CLIENT, SERVER, Exchange, Role, Workload
+from meshscope.model import CLIENT, SERVER, UNKNOWN_REASONS, Exchange, Role, Workload
 from meshscope.sinks.conventions import (
     UNKNOWN_SERVICE,
     Attributes,
@@ -34,7 +34,6 @@ IDLE_NS: Final = 900 * 10**9  # a row that counted nothing for so long goes: thr
 _LOG_BASE: Final = 1.01 / 0.99  # buckets this wide answer any quantile within 1 %
 _BOUNDS_NS: Final = tuple(round(bound * 1e9) for bound in DURATION_BOUNDS)  # whole numbers: what is on a bound is on it
 _PER_BUCKET: Final = 1 / log(_LOG_BASE)
-_DOUBTS: Final = ("bytes_lost", "head_truncated", "late_join")  # why an outcome may be unknown, most telling first
 
 
 class Series(NamedTuple):
@@ -225,7 +224,7 @@ class Golden:
         self._stats.n["golden_unknown"] += 1
         response = exchange.response
         doubts = {*exchange.request.doubts, *(response.doubts if response is not None else ()), *exchange.flags}
-        reason = next((doubt for doubt in _DOUBTS if doubt in doubts), "unanswered")
+        reason = next((doubt for doubt in UNKNOWN_REASONS if doubt in doubts), "unanswered")
         key = (self._interned(own_workload(exchange) or UNKNOWN_SERVICE), reason)
         if key not in self.unknown and len(self.unknown) >= self._limit:
             key = (self._interned(UNKNOWN_SERVICE), reason)

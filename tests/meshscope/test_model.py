@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from meshscope.model import CLIENT, Endpoint, Exchange, Process, TraceContext, Workload
+from meshscope.model import CLIENT, FLAGS, UNKNOWN_REASONS, Endpoint, Exchange, Process, TraceContext, Workload
+from meshscope.stats import COUNTERS
 from parsers.base import REQUESTS, Description, Message
 
 
@@ -25,3 +26,8 @@ def test_a_misspelt_field_is_an_error(made: object) -> None:
 
 def test_workloads_are_told_apart_by_identity() -> None:
     assert Workload("w") != Workload("w")
+
+
+def test_every_reason_is_a_flag_and_is_counted() -> None:
+    assert set(UNKNOWN_REASONS) <= set(FLAGS)
+    assert {f"unknown_{reason}" for reason in UNKNOWN_REASONS} == {name for name in COUNTERS if name.startswith("unknown_")}

@@ -96,12 +96,18 @@ def test_an_unknown_outcome_is_in_no_row(golden: Golden, stats: Stats) -> None:
             exchange(outcome="unknown", status=None, flags=("bytes_lost", "peer_unknown")),
             exchange(outcome="unknown", status=None, request={"doubts": ("late_join",)}),
             exchange(outcome="unknown", response={"doubts": ("late_join",)}),
+            exchange(outcome="unknown", status=None, flags=("evicted", "late_join", "peer_unknown")),
             exchange(outcome="unknown", status=None, flags=("peer_unknown",)),
         ]
     )
     assert golden.rows == {}
-    assert golden.unknown == {(SHOP, "bytes_lost"): 1, (SHOP, "late_join"): 2, (SHOP, "unanswered"): 1}
-    assert (stats.n["golden_exchanges"], stats.n["golden_unknown"]) == (4, 4)
+    assert golden.unknown == {
+        (SHOP, "bytes_lost"): 1,
+        (SHOP, "late_join"): 2,
+        (SHOP, "evicted"): 1,
+        (SHOP, "unanswered"): 1,
+    }
+    assert (stats.n["golden_exchanges"], stats.n["golden_unknown"]) == (5, 5)
 
 
 def test_a_response_that_is_missing_has_no_size(golden: Golden) -> None:
