@@ -73,6 +73,9 @@ class Ending(IntEnum):
     LOST = 3  # bytes are missing, so its end is not known
 
 
+_OPEN: Final = Ending.OPEN  # a global is found faster than a member
+
+
 class Message:
     """One request or one response.
 
@@ -135,7 +138,7 @@ class Message:
         self.messages: int | None = None
         self.interim: tuple[int, ...] = ()
         self.final = False
-        self.ending = Ending.OPEN
+        self.ending = _OPEN
         self.doubts: tuple[str, ...] = ()
 
 
