@@ -143,7 +143,8 @@ class Redactor:
     def __init__(self, *, raw_paths: bool = False) -> None:
         self._raw = raw_paths
         self._targets: dict[str, str] = {}
-        self._values: dict[tuple[str, str], str | None] = {}
+        self._harmless: set[tuple[str, str]] = set()
+        self._replaced: dict[tuple[str, str], str] = {}
 
     def __call__(self, message: Message) -> None:
         """Idempotent."""
@@ -163,23 +164,45 @@ class Redactor:
             self._headers(message.trailers)
 
     def _headers(self, headers: dict[str, str]) -> None:
-        known = self._values
+        harmless = self._harmless
+        for pair in headers.items():
+            if pair not in harmless and not self._is_harmless(pair):
+                break
+        else:
+            return
         for pair in list(headers.items()):
-            name, text = pair
-            is_identifier = _IDENTIFIERS.get(name)
-            if is_identifier is not None and is_identifier(text) is not None:
-                continue
-            done = known.get(pair, "")
-            if done == "":
-                done = value(text) if kept(name) else None
-                if len(text) <= _REMEMBERED_MAX:
-                    if len(known) >= _REMEMBERED:
-                        known.clear()
-                    known[pair] = done
-            if done is None:
-                del headers[name]
-            elif done != text:
-                headers[name] = done
+            if pair not in harmless and not self._is_harmless(pair):
+                done = self._done(pair)
+                if done is None:
+                    del headers[pair[0]]
+                else:
+                    headers[pair[0]] = done
+
+    def _is_harmless(self, pair: tuple[str, str]) -> bool:
+        is_identifier = _IDENTIFIERS.get(pair[0])
+        if is_identifier is not None and is_identifier(pair[1]) is not None:
+            return True
+        if self._done(pair) != pair[1]:
+            return False
+        if len(pair[1]) <= _REMEMBERED_MAX:
+            if len(self._harmless) >= _REMEMBERED:
+                self._harmless.clear()
+            self._harmless.add(pair)
+        return True
+
+    def _done(self, pair: tuple[str, str]) -> str | None:
+        """What a header becomes; None: it goes."""
+        name, text = pair
+        if not kept(name):
+            return None
+        done = self._replaced.get(pair)
+        if done is None:
+            done = value(text)
+            if done != text and len(text) <= _REMEMBERED_MAX:
+                if len(self._replaced) >= _REMEMBERED:
+                    self._replaced.clear()
+                self._replaced[pair] = done
+        return done
 
 
 def _relative(text: str, raw_path: bool) -> str:

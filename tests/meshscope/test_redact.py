@@ -291,8 +291,10 @@ def test_raw_paths_are_a_choice() -> None:
 def test_memory_is_bounded() -> None:
     redact = Redactor()
     for number in range(10_000):
-        redact(message(REQUESTS, f"/a-word-and-number-{number}x", user_agent=f"agent {number}"))
-        redact(message(REQUESTS, "/" + f"{number}/" * 1000, user_agent=f"agent {number} " * 100)) if number < 20 else None
-    assert max(len(redact._targets), len(redact._values)) <= 4096
+        redact(message(REQUESTS, f"/a-word-and-number-{number}x", user_agent=f"agent {number}", host=f"a@b{number}"))
+        if number < 20:
+            redact(message(REQUESTS, "/" + f"{number}/" * 1000, user_agent=f"agent {number} " * 100, host=f"a@b{number} " * 100))
+    for memory in (redact._targets, redact._harmless, redact._replaced):
+        assert 0 < len(memory) <= 4096
     assert max(map(len, redact._targets)) <= 512
-    assert max(len(text) for _, text in redact._values) <= 512
+    assert max(len(text) for _, text in (*redact._harmless, *redact._replaced)) <= 512
