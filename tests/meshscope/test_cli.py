@@ -62,17 +62,17 @@ def gone() -> int:
         ("run --pidd 1", "--pidd: no such option of run; did you mean --pid?"),
         ("run --pi 1", "--pi: no such option of run; did you mean --pid?"),
         ("run 17", '"17": not expected here'),
-        ("run --pid 1 --output xml", '--output: wants one of text, json, none, got "xml"; e.g. text'),
-        ("run --pid 1 --sample 2", '--sample: wants a share from 0 to 1, got "2"; e.g. 0.1 or 10%'),
-        ("run --pid 1 --max-memory much", '--max-memory: wants a number of bytes, got "much"; e.g. 8MiB'),
-        ("run --pid 1 --duration soon", '--duration: wants a time in seconds, got "soon"; e.g. 10 or 200ms'),
-        ("run --pid 1 --prometheus 9464", '--prometheus: wants ADDR:PORT, got "9464"; e.g. 127.0.0.1:9464'),
+        ("run --pid 4194300 --output xml", '--output: wants one of text, json, none, got "xml"; e.g. text'),
+        ("run --pid 4194300 --sample 2", '--sample: wants a share from 0 to 1, got "2"; e.g. 0.1 or 10%'),
+        ("run --pid 4194300 --max-memory much", '--max-memory: wants a number of bytes, got "much"; e.g. 8MiB'),
+        ("run --pid 4194300 --duration soon", '--duration: wants a time in seconds, got "soon"; e.g. 10 or 200ms'),
+        ("run --pid 4194300 --prometheus 9464", '--prometheus: wants ADDR:PORT, got "9464"; e.g. 127.0.0.1:9464'),
         (
-            "run --pid 1 --otlp-endpoint localhost",
+            "run --pid 4194300 --otlp-endpoint localhost",
             '--otlp-endpoint: wants an http or https URL, got "localhost"; e.g. http://127.0.0.1:4317',
         ),
-        ("run --pid 1 --rung kprobe", '--rung: wants one of auto, tp_btf, fexit, got "kprobe"; e.g. auto'),
-        ("run --pid 1 --loader bcc", "--loader bcc: not built yet; auto and libbpf are"),
+        ("run --pid 4194300 --rung kprobe", '--rung: wants one of auto, tp_btf, fexit, got "kprobe"; e.g. auto'),
+        ("run --pid 4194300 --loader bcc", "--loader bcc: not built yet; auto and libbpf are"),
         ("run --ui 127.0.0.1:80", "--ui: not built yet"),
         ("run --port 80", "--port: not built yet"),
         ("run --container x", "--container: not built yet"),
@@ -81,8 +81,8 @@ def gone() -> int:
         ("top", "top: not built yet"),
         ("replay", "FILE is missing"),
         ("replay x.pcapng", "x.pcapng: replay of packet captures is not built yet; it reads what run --record-raw wrote"),
-        ("replay x --pid 1", "--pid: no such option of replay"),
-        ("run --pid 1 --config /nonexistent", "/nonexistent: No such file or directory"),
+        ("replay x --pid 4194300", "--pid: no such option of replay"),
+        ("run --pid 4194300 --config /nonexistent", "/nonexistent: No such file or directory"),
     ],
 )
 def test_bad_usage(arguments: str, said: str) -> None:
@@ -115,7 +115,7 @@ def test_bad_environment() -> None:
 
 
 def test_a_variable_that_sets_nothing_is_told() -> None:
-    said = meshscope("run", env={"MESHSCOPE_SELECT_PID": "1"}, code=2).splitlines()
+    said = meshscope("run", env={"MESHSCOPE_SELECT_PID": "4194300"}, code=2).splitlines()
     assert said[0] == "meshscope: MESHSCOPE_SELECT_PID: sets nothing; did you mean MESHSCOPE_SELECT_PIDS?"
 
 
