@@ -1,4 +1,4 @@
-"""TLS programs on real OpenSSL, and on a library of its shape that does what a test needs.
+"""TLS programs on real OpenSSL.
 
 Children are selected by pid; the system's library is used by others at the same time, so they are probed one by one.
 """
@@ -9,25 +9,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from meshscope.capture import abi, bpf
-from meshscope.capture.bpf import BpfSource
-from meshscope.capture.placement import place
-from meshscope.capture.targets import Selection, Targets
-from meshscope.stats import Stats
 from tests.kprobes.watch import BOUND_S, PRELUDE, Seen, decode, drain, go, source
+from tests.kprobes.watch_tls import balanced, probed, run, sessions, until, waiting
 
 pytestmark = pytest.mark.live
 
-HERE = Path(__file__).parent / "tls"
-SESSION_BIT = 1 << 63
 
 # Both ends in one process, as blocking sockets in two threads; python calls the extended functions only.
 BLOCKING = """
@@ -49,17 +40,6 @@ def tls(c, s):
 """
 
 
-class Session(NamedTuple):
-    """What was told of one TLS session."""
-
-    id: int
-    conn: int
-    opened: bool
-    closed: bool
-    sent: bytes
-    received: bytes
-
-
 @pytest.fixture(scope="module")
 def cert(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("cert")
@@ -76,77 +56,8 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(bpf, "may_attach_together", lambda _: False)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + BOUND_S
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
-
-
-@contextmanager
-def probed(opened: BpfSource, *pids: int) -> Iterator[Targets]:
-    targets = Targets(opened, Selection(pids=pids), Stats())
-    targets.start()
-    try:
-        until(lambda: targets.ready() is not None)
-        yield targets
-    finally:
-        targets.stop()
-
-
-@contextmanager
-def waiting(*command: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A child that has loaded its libraries, said "up" and waits for `go`."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment or None)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def python(script: str, cert: tuple[str, str]) -> tuple[str, ...]:
     return (sys.executable, "-c", "import ssl\n" + PRELUDE + BLOCKING + script, *cert)
-
-
-def run(command: tuple[str | Path, ...], **environment: str) -> Seen:
-    """Run a child to its end, probed from before its first TLS call."""
-    with source() as opened, waiting(*command, **environment) as process, probed(opened, process.pid) as targets:
-        assert targets.probed == {process.pid}
-        go(process)
-        assert process.wait(BOUND_S) == 0
-        return Seen(decode(drain(opened)), opened.counters(), process.pid)
-
-
-def sessions(seen: Seen) -> list[Session]:
-    """In the order of their appearance; asserts that a session is announced first and its positions have no hole."""
-    told = [one for one in seen.records if one.head["src"] == abi.TLS]
-    found = []
-    for ident in dict.fromkeys(one.head["tls"] for one in told):
-        assert ident & SESSION_BIT
-        mine = [one for one in told if one.head["tls"] == ident]
-        assert mine[0].head["kind"] == abi.OPEN
-        halves = {abi.RX: b"", abi.TX: b""}
-        ends = {abi.RX: 0, abi.TX: 0}
-        for one in mine:
-            if one.head["kind"] == abi.DATA:
-                way = one.head["dir"]
-                assert one.head["pos"] == ends[way]
-                ends[way] += one.head["len"]
-                halves[way] += one.data
-        conn = mine[-1].head["conn"]
-        found.append(Session(ident, conn, True, mine[-1].head["kind"] == abi.CLOSE, halves[abi.TX], halves[abi.RX]))
-    return found
-
-
-def balanced(seen: Seen) -> None:
-    c = seen.counters
-    parts = ("copied", "skipped", "unreadable", "cut", "ciphertext", "lost")
-    assert c["bytes_moved"] == sum(c[f"bytes_{part}"] for part in parts)
-    assert c["records_attempted"] == c["records_reserved"] + c["records_reserve_failed"]
-    assert c["calls_stale"] == c["rebinds"] == c["map_full"] == c["read_faults"] == 0
 
 
 @pytest.mark.usefixtures("either_way")
@@ -358,120 +269,3 @@ assert answer == b"hello", answer
     assert len(asked) == 1
     assert asked[0].received.endswith(b"\r\n\r\nhello")
     assert asked[0].conn == seen.conn(abi.ROLE_CLIENT)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The driver, linked with the library in two shapes; each has a folder of its own."""
-    built = {}
-    for name, flags in (("usual", []), ("forwarding", ["-DFORWARDING"])):
-        folder = tmp_path_factory.mktemp(name)
-        library = folder / "libssl.so.9"
-        gcc = ["gcc", "-O2", "-g0", f"-I{HERE}"]
-        subprocess.run(
-            [*gcc, "-shared", "-fPIC", "-fno-omit-frame-pointer", *flags, "-o", library, HERE / "library.c"], check=True
-        )
-        subprocess.run([*gcc, "-w", "-o", folder / "driver", HERE / "driver.c", library, f"-Wl,-rpath,{folder}"], check=True)
-        built[name] = folder
-    return built
-
-
-def drive(folder: Path, scenario: str) -> Seen:
-    return run((folder / "driver", scenario))
-
-
-@pytest.mark.parametrize("shape", ["usual", "forwarding"])
-def test_plain_and_extended_functions_in_either_shape(shapes: dict[str, Path], shape: str) -> None:
-    seen = drive(shapes[shape], "plain")
-    (session,) = sessions(seen)
-    assert (session.sent, session.received) == (b"onetwo", b"three")
-    balanced(seen)
-
-
-def test_a_call_inside_a_call_on_the_same_object_tells_once(shapes: dict[str, Path]) -> None:
-    """Both functions of a forwarding library are probed here, which placement would not do."""
-    folder = shapes["forwarding"]
-    path = str(folder / "libssl.so.9")
-    names = {"SSL_read": 0, "SSL_read_ex": abi.SSL_DONE_4TH, "SSL_write": abi.SSL_WRITE}
-    listing = subprocess.run(["nm", "-D", path], check=True, capture_output=True, text=True).stdout
-    address = {line.split()[2]: int(line.split()[0], 16) for line in listing.splitlines() if len(line.split()) == 3}
-    names["SSL_write_ex"] = abi.SSL_WRITE | abi.SSL_DONE_4TH
-    places = [(address[name], cookie) for name, cookie in names.items()]
-    with source() as opened, waiting(folder / "driver", "plain") as process:
-        opened.select(process.pid)
-        links = opened.attach_uprobe("ssl_return", process.pid, path, places, retprobe=True)
-        links += opened.attach_uprobe("ssl_enter", process.pid, path, places, retprobe=False)
-        go(process)
-        assert process.wait(BOUND_S) == 0
-        seen = Seen(decode(drain(opened)), opened.counters(), process.pid)
-        for link in links:
-            link.close()
-    (session,) = sessions(seen)
-    assert (session.sent, session.received) == (b"onetwo", b"three")
-    assert seen.counters["traps"] == 12
-    balanced(seen)
-
-
-def test_two_attachments_of_the_same_place_tell_once(shapes: dict[str, Path]) -> None:
-    """As while the probes of a file take over from those of a process, or the other way round."""
-    path = shapes["usual"] / "libssl.so.9"
-    with path.open("rb") as stream:
-        places = [(one.offset, int(one.variant)) for one in place(stream).placements if one.returns]
-    with source() as opened, waiting(shapes["usual"] / "driver", "plain") as process:
-        opened.select(process.pid)
-        links = []
-        for pid, mark in ((process.pid, 0), (-1, abi.SSL_FILE)):
-            marked = [(offset, variant | mark) for offset, variant in places]
-            links += opened.attach_uprobe("ssl_return", pid, str(path), marked, retprobe=True)
-            links += opened.attach_uprobe("ssl_enter", pid, str(path), marked, retprobe=False)
-        go(process)
-        assert process.wait(BOUND_S) == 0
-        seen = Seen(decode(drain(opened)), opened.counters(), process.pid)
-        for link in links:
-            link.close()
-    (session,) = sessions(seen)
-    assert (session.sent, session.received) == (b"onetwo", b"three")
-    balanced(seen)
-
-
-def test_tls_in_tls_tells_both(shapes: dict[str, Path]) -> None:
-    seen = drive(shapes["usual"], "inside")
-    outer, inner = sessions(seen)
-    assert outer.sent == inner.sent == b"deep"
-    assert outer.conn in {one.head["conn"] for one in seen.of(abi.OPEN) if one.head["src"] == abi.SOCKET}
-    assert inner.conn == 0, "its bytes are not on a socket of their own"
-    balanced(seen)
-
-
-def test_another_socket_inside_the_call_begins_a_session(shapes: dict[str, Path]) -> None:
-    seen = drive(shapes["usual"], "rebind")
-    first, second = sessions(seen)
-    assert (first.sent, second.sent) == (b"one", b"two")
-    assert first.closed
-    assert len({first.conn, second.conn, 0}) == 3
-    assert seen.counters["rebinds"] == 1
-
-
-def test_a_call_left_without_a_return_ends_the_session(shapes: dict[str, Path]) -> None:
-    """What it moved is not known, so nothing may be told as if it followed on."""
-    seen = drive(shapes["usual"], "leave")
-    first, second = sessions(seen)
-    assert (first.sent, first.received) == (b"one", b"")
-    assert first.closed
-    assert second.received == b"seen"
-    assert seen.counters["calls_stale"] == 1
-
-
-def test_an_address_used_again_is_another_session(shapes: dict[str, Path]) -> None:
-    seen = drive(shapes["usual"], "free")
-    first, second = sessions(seen)
-    assert (first.sent, second.sent) == (b"one", b"two")
-    assert first.closed
-    assert not second.closed
-    assert seen.counters["rebinds"] == 0
-
-
-def test_a_call_that_fails_tells_nothing_but_the_connection(shapes: dict[str, Path]) -> None:
-    seen = drive(shapes["usual"], "fails")
-    assert [one for one in seen.of(abi.DATA) if one.head["src"] == abi.TLS] == []
-    assert seen.counters["calls_stale"] == 0

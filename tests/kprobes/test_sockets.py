@@ -150,7 +150,8 @@ import ctypes
 class Iovec(ctypes.Structure): _fields_ = [("base", ctypes.c_char_p), ("len", ctypes.c_size_t)]
 class Msghdr(ctypes.Structure):
     _fields_ = [("name", ctypes.c_void_p), ("namelen", ctypes.c_uint), ("iov", ctypes.POINTER(Iovec)),
-                ("iovlen", ctypes.c_size_t), ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t), ("flags", ctypes.c_int)]
+                ("iovlen", ctypes.c_size_t), ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t),
+                ("flags", ctypes.c_int)]
 class Mmsghdr(ctypes.Structure): _fields_ = [("hdr", Msghdr), ("len", ctypes.c_uint)]
 c, s = pair()
 parts = (Iovec * 2)(Iovec(b"one", 3), Iovec(b"two", 3))
