@@ -36,22 +36,22 @@ static __always_inline void ms_lost(const struct ms_chunk *head)
 }
 
 /* A record of fixed size that begins with a struct ms_chunk. */
-#define ms_send(record)                                                         \
-	({                                                                      \
-		void *ring = ms_ring_of((record)->head.shard);                  \
-		int sent = -1;                                                  \
-		typeof(record) at;                                              \
-		ms_count(MS_RECORDS_ATTEMPTED, 1);                              \
+#define ms_send(record)                                                          \
+	({                                                                       \
+		void *ring = ms_ring_of((record)->head.shard);                   \
+		int sent = -1;                                                   \
+		typeof(record) at;                                               \
+		ms_count(MS_RECORDS_ATTEMPTED, 1);                               \
 		at = ring ? bpf_ringbuf_reserve(ring, sizeof(*(record)), 0) : 0; \
-		if (at) {                                                       \
-			*at = *(record);                                        \
-			bpf_ringbuf_submit(at, ms_wake(ring));                  \
-			ms_count(MS_RECORDS_RESERVED, 1);                       \
-			sent = 0;                                               \
-		} else {                                                        \
-			ms_lost(&(record)->head);                               \
-		}                                                               \
-		sent;                                                           \
+		if (at) {                                                        \
+			*at = *(record);                                         \
+			bpf_ringbuf_submit(at, ms_wake(ring));                   \
+			ms_count(MS_RECORDS_RESERVED, 1);                        \
+			sent = 0;                                                \
+		} else {                                                         \
+			ms_lost(&(record)->head);                                \
+		}                                                                \
+		sent;                                                            \
 	})
 
 /* An MS_OPEN with the beginning of its object behind it. */
@@ -78,25 +78,25 @@ static __always_inline int ms_send_with_object(const struct ms_conn *record)
 }
 
 /* bpf_ringbuf_reserve wants a constant; five sizes waste little. */
-#define MS_EMIT(total)                                                                      \
-	do {                                                                                \
-		struct ms_chunk *at = bpf_ringbuf_reserve(ring, total, 0);                  \
-		if (!at) {                                                                  \
-			ms_lost(head);                                                      \
-			return -1;                                                          \
-		}                                                                           \
-		*at = *head;                                                                \
-		at->copied = n;                                                             \
-		ms_opaque(n);                                                               \
-		if (n > (total) - sizeof(*at))                                              \
-			n = (total) - sizeof(*at);                                          \
-		if (n && bpf_probe_read_user(at + 1, n, (const void *)from)) {              \
-			at->copied = 0;                                                     \
-			at->flags |= MS_FAULT;                                              \
-			ms_count(MS_READ_FAULTS, 1);                                        \
-			n = 0;                                                              \
-		}                                                                           \
-		bpf_ringbuf_submit(at, ms_wake(ring));                                      \
+#define MS_EMIT(total)                                                         \
+	do {                                                                   \
+		struct ms_chunk *at = bpf_ringbuf_reserve(ring, total, 0);     \
+		if (!at) {                                                     \
+			ms_lost(head);                                         \
+			return -1;                                             \
+		}                                                              \
+		*at = *head;                                                   \
+		at->copied = n;                                                \
+		ms_opaque(n);                                                  \
+		if (n > (total) - sizeof(*at))                                 \
+			n = (total) - sizeof(*at);                             \
+		if (n && bpf_probe_read_user(at + 1, n, (const void *)from)) { \
+			at->copied = 0;                                        \
+			at->flags |= MS_FAULT;                                 \
+			ms_count(MS_READ_FAULTS, 1);                           \
+			n = 0;                                                 \
+		}                                                              \
+		bpf_ringbuf_submit(at, ms_wake(ring));                         \
 	} while (0)
 
 /*
@@ -202,31 +202,31 @@ static __always_inline void ms_rest(struct ms_transfer *t, __u8 flag)
  * record: user space pays per record. The record has room for twice `most`
  * bytes, because the verifier bounds offset and length apart.
  */
-#define MS_GATHER(most)                                                                              \
-	do {                                                                                         \
-		struct ms_chunk *at = bpf_ringbuf_reserve(ring, sizeof(*at) + 2 * (most), 0);        \
-		if (!at) {                                                                           \
-			ms_lost(&t->head);                                                           \
-			return -1;                                                                   \
-		}                                                                                    \
-		*at = t->head;                                                                       \
-		for (int i = 0; i < MS_GATHER_SEGMENTS && left; i++) {                               \
+#define MS_GATHER(most)                                                                                       \
+	do {                                                                                                  \
+		struct ms_chunk *at = bpf_ringbuf_reserve(ring, sizeof(*at) + 2 * (most), 0);                 \
+		if (!at) {                                                                                    \
+			ms_lost(&t->head);                                                                    \
+			return -1;                                                                            \
+		}                                                                                             \
+		*at = t->head;                                                                                \
+		for (int i = 0; i < MS_GATHER_SEGMENTS && left; i++) {                                        \
 			if (bpf_probe_read_user(&iov, sizeof(iov), (const void *)(t->iov + i * sizeof(iov)))) \
-				break;                                                               \
-			n = iov.iov_len < left ? iov.iov_len : left;                                 \
-			ms_opaque(n);                                                                \
-			ms_opaque(offset);                                                           \
-			if (n > (most) || offset >= (most))                                          \
-				break;                                                               \
-			if (n && bpf_probe_read_user((char *)(at + 1) + offset, n, iov.iov_base))    \
-				break;                                                               \
-			offset += n;                                                                 \
-			left -= n;                                                                   \
-		}                                                                                    \
-		at->copied = offset;                                                                 \
-		if (left)                                                                            \
-			at->flags |= MS_FAULT;                                                       \
-		bpf_ringbuf_submit(at, ms_wake(ring));                                               \
+				break;                                                                        \
+			n = iov.iov_len < left ? iov.iov_len : left;                                          \
+			ms_opaque(n);                                                                         \
+			ms_opaque(offset);                                                                    \
+			if (n > (most) || offset >= (most))                                                   \
+				break;                                                                        \
+			if (n && bpf_probe_read_user((char *)(at + 1) + offset, n, iov.iov_base))             \
+				break;                                                                        \
+			offset += n;                                                                          \
+			left -= n;                                                                            \
+		}                                                                                             \
+		at->copied = offset;                                                                          \
+		if (left)                                                                                     \
+			at->flags |= MS_FAULT;                                                                \
+		bpf_ringbuf_submit(at, ms_wake(ring));                                                        \
 	} while (0)
 
 __noinline int ms_gather(struct ms_transfer *t)
