@@ -8,7 +8,7 @@ export MESHSCOPE_CACHE := $(CACHE)
 PYTEST := .venv/bin/python -m pytest
 C_FILES = $(wildcard kprobes/*.c kprobes/*.h)
 
-.PHONY: help venv build demo test test-host test-vm lint bench jaeger vm fuzz clean FORCE
+.PHONY: help venv build demo test test-host test-vm lint reference bench jaeger vm fuzz clean FORCE
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: venv build ## ruff, mypy, clang-format, ABI padding, test twins
 	clang-format --dry-run -Werror $(C_FILES)
 	clang -x c -fsyntax-only -Wall -Wpadded -Werror kprobes/meshscope.h
 	python scripts/mirror.py
+
+reference: venv ## docs/reference.md, from the code
+	python scripts/reference.py > docs/reference.md
 
 bench: venv build ## what it costs, next to what it is compared with
 	@for f in bench/*.py; do case $$f in */_*) continue;; esac; echo "== $$f"; python $$f || exit 1; done

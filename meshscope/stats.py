@@ -92,7 +92,7 @@ COUNTERS.update(
 COUNTERS.update(
     {
         "traceparent_invalid": "Requests with a traceparent that is not valid (W3C Trace Context): it was ignored.",
-        "remote_sampled_capped": "Exchanges whose caller asked for a span beyond their service's rate cap: our own decision held.",
+        "remote_sampled_capped": "Exchanges whose caller asked for a span beyond its service's rate cap: our own decision held.",
         "routes_collapsed": "Exchanges whose route is {other}: their service has more than are told apart, or it is too long.",
         "budget_given_up": "Times something was given up to keep the agent's budget.",
         "budget_taken_back": "Times something given up was taken back.",

@@ -23,7 +23,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
 
 def test_the_reference_is_current() -> None:
     made = subprocess.run([sys.executable, ROOT / "scripts/reference.py"], capture_output=True, check=True, text=True).stdout
-    assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == made, "python scripts/reference.py > docs/reference.md"
+    assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == made, "make reference"
 
 
 def test_the_reference_is_complete() -> None:
