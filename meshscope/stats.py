@@ -123,6 +123,22 @@ COUNTERS.update(
     },
 )
 
+# capture: who is watched and which libraries are probed
+COUNTERS.update(
+    {
+        "tls_refused_gone": "TLS libraries not probed because the mapped file cannot be reached: deleted or replaced on disk.",
+        "tls_refused_shape": "TLS libraries not probed because the file is none that can be: no ELF, no symbols.",
+        "tls_refused_changed": "TLS libraries not probed because their code is not what it was when it was examined.",
+        "tls_refused_unsafe": "TLS libraries not probed because a return probe would kill the process on this kernel.",
+        "tls_refused_kernel": "TLS libraries not probed because the kernel refused a probe.",
+        "tls_attached": "Times a TLS library was probed, for one process or as a file.",
+        "tls_detached": "Times such probes were taken away again.",
+        "tls_moved": "Times a file's probes were given up for probes per process because a stranger mapped it.",
+        "targets_rounds": "Rounds of the search for processes to watch.",
+        "targets_failed": "Rounds of that search that ended in an error and were tried again.",
+    },
+)
+
 # agent: the loop and its end
 COUNTERS.update(
     {

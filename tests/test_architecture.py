@@ -249,3 +249,8 @@ def test_what_needs_a_twin(tmp_path: Path, text: str, code: bool) -> None:
     assert bool(list(mirror.missing(tmp_path))) == code
     twin.write_text("def test_x(): ...\n")
     assert list(mirror.missing(tmp_path)) == []
+
+
+def test_counters_are_declared_in_one_place() -> None:
+    declaring = [module(path) for path in SOURCES if "COUNTERS.update(" in path.read_text(encoding="utf-8")]
+    assert declaring == ["meshscope.stats"]

@@ -17,20 +17,7 @@ from meshscope.capture.abi import SSL_FILE
 from meshscope.capture.libraries import Libraries, Refused, forbids_return_probes, return_probes_may_kill
 from meshscope.capture.processes import Mapping, started
 from meshscope.capture.uprobes import Closeable, close_all
-from meshscope.stats import COUNTERS, Stats
-
-COUNTERS.update(
-    {
-        "tls_refused_gone": "TLS libraries not probed because the mapped file cannot be reached: deleted or replaced on disk.",
-        "tls_refused_shape": "TLS libraries not probed because the file is none that can be: no ELF, no symbols.",
-        "tls_refused_changed": "TLS libraries not probed because their code is not what it was when it was examined.",
-        "tls_refused_unsafe": "TLS libraries not probed because a return probe would kill the process on this kernel.",
-        "tls_refused_kernel": "TLS libraries not probed because the kernel refused a probe.",
-        "tls_attached": "Times a TLS library was probed, for one process or as a file.",
-        "tls_detached": "Times such probes were taken away again.",
-        "tls_moved": "Times a file's probes were given up for probes per process because a stranger mapped it.",
-    },
-)
+from meshscope.stats import Stats
 
 FILE: Final = -1  # in place of a tgid: every user of the file
 File = tuple[str, int]  # device and inode as mappings show them

@@ -21,14 +21,7 @@ from meshscope.capture import CaptureError, ProcessInfo, processes
 from meshscope.capture.abi import PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK
 from meshscope.capture.attach import Attachments, File, Hooks, Use
 from meshscope.capture.selection import Roots, Selecting, Selection
-from meshscope.stats import COUNTERS, Stats
-
-COUNTERS.update(
-    {
-        "targets_rounds": "Rounds of the search for processes to watch.",
-        "targets_failed": "Rounds of that search that ended in an error and were tried again.",
-    },
-)
+from meshscope.stats import Stats
 
 _PERIOD_S: Final = 0.5
 _PAUSE_S: Final = 0.02  # at least, between two rounds: a storm of forks is looked at together
