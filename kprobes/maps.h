@@ -35,7 +35,7 @@ struct ms_call {
 	__u64 conn; /* cookie of the socket touched inside the call */
 	__u32 write;
 	__u32 inner; /* another call on the same object and in the same direction is inside: that one tells */
-	__u32 by;    /* bit per kind of attachment that saw it: of a process, of the file */
+	__u32 by;    /* number of the attachment that noted it */
 	__u32 pad;
 };
 

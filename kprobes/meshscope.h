@@ -67,7 +67,7 @@ enum ms_ssl_call {
 	MS_SSL_WRITE = 1,    /* plaintext goes out; else it comes in */
 	MS_SSL_DONE_4TH = 2, /* (ssl, buf, num, size_t *done) */
 	MS_SSL_DONE_5TH = 4, /* (ssl, buf, num, flags, size_t *done) */
-	MS_SSL_FILE = 8,     /* attached for whoever maps the file, not for one process */
+	MS_SSL_ATTACHMENT = 256, /* times a number of its own for every attachment: several may see one call */
 };
 
 /*

@@ -97,18 +97,16 @@ static __always_inline struct ms_calls *ms_calls_of(__u64 pid_tgid)
 }
 
 /*
- * The call is noted already, by the other kind of attachment: they overlap
- * while one takes over from the other. Its return tells once, too, because the
- * first to see it takes it.
+ * The call is noted already, by another attachment: one takes over from
+ * another, or the file lies under two overlay mounts, which look like two files
+ * and are one to the kernel. Its return tells once, too, because the first to
+ * see it takes it.
  */
-static __always_inline bool ms_noted(struct ms_calls *all, __u64 sp, __u64 ssl, __u32 by)
+static __always_inline bool ms_noted(const struct ms_calls *all, __u64 sp, __u64 ssl, __u32 by)
 {
 	__u32 top = all->depth - 1;
 
-	if (top >= MS_CALL_DEPTH || all->call[top].sp != sp || all->call[top].ssl != ssl || all->call[top].by & by)
-		return false;
-	all->call[top].by |= by;
-	return true;
+	return top < MS_CALL_DEPTH && all->call[top].sp == sp && all->call[top].ssl == ssl && all->call[top].by != by;
 }
 
 /*
@@ -136,7 +134,7 @@ int ssl_enter(struct pt_regs *ctx)
 	if (!all)
 		return 0;
 	cookie = bpf_get_attach_cookie(ctx);
-	by = cookie & MS_SSL_FILE ? 2 : 1;
+	by = cookie / MS_SSL_ATTACHMENT;
 	if (ms_noted(all, sp, ssl, by))
 		return 0;
 	ms_drop_stale(all, pid_tgid >> 32, watched->shard, sp);

@@ -44,7 +44,7 @@ IGNORE = 1
 SSL_WRITE = 1
 SSL_DONE_4TH = 2
 SSL_DONE_5TH = 4
-SSL_FILE = 8
+SSL_ATTACHMENT = 256
 
 CHUNK = struct.Struct("<QQQQIIIIBBBBIII")
 CHUNK_FIELDS = ('ts_ns', 'conn', 'tls', 'pos', 'tgid', 'tid', 'len', 'copied', 'kind', 'dir', 'src', 'flags', 'srtt_us', 'retransmits', 'shard')

@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from meshscope.capture import CaptureError
-from meshscope.capture.abi import SSL_FILE
+from meshscope.capture.abi import SSL_ATTACHMENT
 from meshscope.capture.libraries import Libraries, Refused, forbids_return_probes, return_probes_may_kill
 from meshscope.capture.processes import Mapping, started
 from meshscope.capture.uprobes import Closeable, close_all
 from meshscope.stats import Stats
 
 FILE: Final = -1  # in place of a tgid: every user of the file
+_AHEAD: Final = 8  # files probed while nobody maps them; each also keeps its mount busy, so not every container that ever was
 File = tuple[str, int]  # device and inode as mappings show them
 
 
@@ -64,6 +65,7 @@ class Attachments:
         self._release = os.uname().release
         self._wary = return_probes_may_kill(self._release)
         self._complaints: list[str] = []
+        self._attached = 0
 
     @property
     def probes(self) -> int:
@@ -106,6 +108,9 @@ class Attachments:
         for file, tgid in list(self._links):
             if tgid in ended or (tgid == FILE and file in foreign and file not in by_file):
                 self._detach(file, tgid)
+        unused = [file for file, tgid in self._links if tgid == FILE and file not in by_file]
+        for file in unused[:-_AHEAD]:
+            self._detach(file, FILE)
         for key in [key for key in self._refused if key[1] in ended]:
             del self._refused[key]
         for file, users in by_file.items():
@@ -162,7 +167,8 @@ class Attachments:
         if unsafe:
             raise Refused("tls_refused_unsafe", f"{use.mapping.path} of process {use.tgid}: {unsafe}")
         opened = self._libraries.open(use.tgid, use.mapping)
-        mark = SSL_FILE if tgid == FILE else 0
+        self._attached += 1
+        mark = self._attached * SSL_ATTACHMENT
         calls = [(one.offset, one.variant | mark) for one in opened.library.placements if one.returns]
         frees = [(one.offset, 0) for one in opened.library.placements if not one.returns]
         entries: list[Closeable] = []

@@ -12,7 +12,7 @@ import os
 import resource
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
@@ -251,12 +251,13 @@ class Targets:
         return expired
 
     def _foreign(self, ours: set[File]) -> set[File]:
-        """Which files processes outside the selection map. Asked only when a file is, or could be, probed as a whole."""
-        if self._roots.everything or not ours | self._attachments.files():
+        """Which files must not be probed as a whole: processes outside the selection map them, or another mount shows them."""
+        ours = ours | self._attachments.files()
+        if not ours:
             return set()
         now = time.monotonic()
         undecided = ours - self._attachments.known_files()
-        if undecided or now - self._strangers_at >= _STRANGERS_S:
+        if not self._roots.everything and (undecided or now - self._strangers_at >= _STRANGERS_S):
             self._strangers_at = now
             others = set(processes.pids()) - self._watched.keys() - {os.getpid()}
             self._strangers = {pid: self._strangers.get(pid) or _Seen(0) for pid in others}
@@ -264,4 +265,14 @@ class Targets:
                 seen.refresh(pid)
             for tgid in self._roots.watched(self._kernel):  # begun since the round did; the kernel selected it at once
                 self._strangers.pop(tgid, None)
-        return {file for seen in self._strangers.values() for file in seen.files()}
+        theirs = {file for seen in self._strangers.values() for file in seen.files()}
+        return theirs | _aliases(ours, theirs)
+
+
+def _aliases(ours: set[File], theirs: set[File]) -> set[File]:
+    """Files of ours that may be one file to the kernel with another: overlay mounts of one layer, as containers of one
+    image have them, show it with devices of their own and the same inode number. Unrelated files that agree by chance
+    are only probed less far ahead.
+    """
+    mounts = Counter(inode for _, inode in ours | theirs)
+    return {file for file in ours if mounts[file[1]] > 1}

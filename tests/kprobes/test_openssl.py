@@ -269,3 +269,29 @@ assert answer == b"hello", answer
     assert len(asked) == 1
     assert asked[0].received.endswith(b"\r\n\r\nhello")
     assert asked[0].conn == seen.conn(abi.ROLE_CLIENT)
+
+
+def test_one_file_under_two_overlay_mounts(cert: tuple[str, str], tmp_path: Path) -> None:
+    """Containers of one image: two files by their mappings, one to the kernel. Calls are told once, a stranger takes no trap."""
+    layer, empty = tmp_path / "layer", tmp_path / "empty"
+    for folder in (layer, empty, tmp_path / "1", tmp_path / "2"):
+        folder.mkdir()
+    (libssl,) = Path("/usr/lib").glob("*/libssl.so.3")
+    shutil.copy(libssl, layer)
+    talk = "c, s = tls(*pair())\nfor _ in range(10):\n    c.sendall(b'x'); s.recv(1)\n"
+
+    def inside(name: str) -> tuple[str, ...]:
+        root = str(tmp_path / name)
+        script = f'mount -t overlay overlay -o lowerdir={empty}:{layer} {root} && LD_LIBRARY_PATH={root} exec "$@"'
+        return ("unshare", "-m", "sh", "-c", script, "sh", *python(talk, cert))
+
+    with source() as opened, waiting(*inside("1")) as one, waiting(*inside("2")) as other:
+        with probed(opened, one.pid):
+            go(other)
+            assert other.wait(BOUND_S) == 0
+            assert opened.counters()["traps"] == 0
+            go(one)
+            assert one.wait(BOUND_S) == 0
+        seen = Seen(decode(drain(opened)), opened.counters(), one.pid)
+    assert sorted((s.sent, s.received) for s in sessions(seen)) == [(b"", b"x" * 10), (b"x" * 10, b"")]
+    balanced(seen)

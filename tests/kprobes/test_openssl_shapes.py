@@ -77,7 +77,7 @@ def test_two_attachments_of_the_same_place_tell_once(shapes: dict[str, Path]) ->
     with source() as opened, waiting(shapes["usual"] / "driver", "plain") as process:
         opened.select(process.pid)
         links = []
-        for pid, mark in ((process.pid, 0), (-1, abi.SSL_FILE)):
+        for pid, mark in ((process.pid, 0), (-1, abi.SSL_ATTACHMENT)):
             marked = [(offset, variant | mark) for offset, variant in places]
             links += opened.attach_uprobe("ssl_return", pid, str(path), marked, retprobe=True)
             links += opened.attach_uprobe("ssl_enter", pid, str(path), marked, retprobe=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshscope.capture import CaptureError
-from meshscope.capture.abi import SSL_FILE
+from meshscope.capture.abi import SSL_ATTACHMENT
 from meshscope.capture.attach import FILE, Attachments, Use
 from meshscope.capture.libraries import Libraries, Opened, Refused
 from meshscope.capture.placement import Library, Placement, Rule, Variant
@@ -46,6 +46,7 @@ class Kernel:
         self.log: list[tuple[str, str, int]] = []
         self.forgotten: list[int] = []
         self.refuses = ""
+        self.marks: list[int] = []  # of the attachments, in their order
 
     def attach_uprobe(
         self, program: str, pid: int, path: str, places: Sequence[tuple[int, int]], *, retprobe: bool
@@ -53,8 +54,11 @@ class Kernel:
         if program == self.refuses:
             raise CaptureError("no")
         assert path.startswith("/proc/")
-        mark = SSL_FILE if pid == FILE else 0
         assert retprobe is (program == "ssl_return")
+        if retprobe:
+            self.marks.append(places[0][1])
+        mark = self.marks[-1]
+        assert mark % SSL_ATTACHMENT == 0
         assert places == ([(0x30, 0)] if program == "ssl_free" else [(0x10, mark), (0x20, 1 | mark)])
         self.log.append(("+", program, pid))
         return [Probe(self.log, program, pid)]
@@ -136,6 +140,22 @@ def test_a_file_without_users_is_given_up_for_a_stranger(kernel: Kernel) -> None
     kernel.take()
     attachments.update([], {FIRST}, (), ())
     assert set(kernel.take()) == off(FILE)
+
+
+def test_every_attachment_has_a_number_of_its_own(kernel: Kernel) -> None:
+    attachments = Attachments(kernel, Stats())
+    attachments.update([Use(10, ONE)], (), (), ())
+    attachments.update([Use(10, ONE), Use(11, OTHER)], {FIRST}, (), ())
+    assert len(set(kernel.marks)) == 3
+
+
+def test_files_that_nobody_maps_any_more_are_given_up_oldest_first(kernel: Kernel) -> None:
+    """As the libraries of containers that come and go."""
+    attachments = Attachments(kernel, Stats())
+    for inode in range(20):
+        attachments.update([Use(10 + inode, ONE._replace(inode=inode))], (), (), [9 + inode])
+    attachments.update([], (), (), [29])
+    assert attachments.files() == {("fe:00", inode) for inode in range(12, 20)}
 
 
 def test_a_spared_process_has_no_probe_and_its_sessions_begin_anew(kernel: Kernel) -> None:
