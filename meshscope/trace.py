@@ -27,6 +27,8 @@ _PLACES: Final = 16384
 _WORD: Final = (1 << 64) - 1
 
 Parent = tuple[bytes, bytes, bool]  # trace id, span id, sampled
+Name = tuple[str | bytes, int, int, int]  # what ids are made of: Exchange.joint, or for one end alone its own words
+End = tuple[str, bool]  # role, peer_seen
 
 
 def parse(header: str) -> Parent | None:
@@ -50,21 +52,22 @@ def threshold(ratio: float) -> int:
 
 
 class _Unsampled(TraceContext):
-    """Not exported; its ids are made when somebody asks for them."""
+    """Not exported; its ids are made when somebody asks for them. Holds no exchange: a cycle would be the collector's work."""
 
-    __slots__ = ("_correlate", "_exchange", "_parent")
+    __slots__ = ("_correlate", "_end", "_name", "_parent")
 
-    def __init__(self, correlate: Correlate, exchange: Exchange, parent: Parent | None, tracestate: str) -> None:
+    def __init__(self, correlate: Correlate, name: Name, end: End, parent: Parent | None, tracestate: str) -> None:
         self.sampled = False
         self.tracestate = tracestate
         self._correlate = correlate
-        self._exchange = exchange
+        self._name = name
+        self._end = end
         self._parent = parent
 
     def __getattr__(self, name: str) -> bytes:  # called while the slot is empty
         if name not in {"trace_id", "span_id", "parent_id"}:
             raise AttributeError(name)
-        self.trace_id, self.span_id, self.parent_id = self._correlate.ids(self._exchange, self._parent)
+        self.trace_id, self.span_id, self.parent_id = self._correlate.ids(self._name, self._end, self._parent)
         return bytes(object.__getattribute__(self, name))
 
 
@@ -100,14 +103,9 @@ class Correlate:
                     continue
                 self._n["traceparent_invalid"] += 1
             if not self._nothing:
-                self._begin(exchange)
+                name = exchange.joint or _alone(exchange)
+                self._set(exchange, name, None, self._bits(name) >= self._threshold, self._th)
         return exchanges
-
-    def _begin(self, exchange: Exchange) -> None:
-        if self._bits(exchange) < self._threshold:
-            exchange.trace = _Unsampled(self, exchange, None, self._th)
-        else:
-            exchange.trace = TraceContext(*self.ids(exchange, None), True, self._th)
 
     def _join(self, exchange: Exchange, parent: Parent) -> None:
         state = exchange.request.headers.get("tracestate", "")
@@ -116,17 +114,18 @@ class Correlate:
             self._n["remote_sampled_capped"] += 1
             sampled = self._random(parent[0], state) >= self._threshold
             state = with_threshold(state, self._th) if sampled else state
-        if sampled:
-            exchange.trace = TraceContext(*self.ids(exchange, parent), True, state)
-        else:
-            exchange.trace = _Unsampled(self, exchange, parent, state)
+        self._set(exchange, exchange.joint or _alone(exchange), parent, sampled, state)
 
-    def _bits(self, exchange: Exchange) -> int:
+    def _set(self, exchange: Exchange, name: Name, parent: Parent | None, sampled: bool, state: str) -> None:
+        end = (exchange.role, exchange.peer_seen)
+        if sampled:
+            exchange.trace = TraceContext(*self.ids(name, end, parent), True, state)
+        else:
+            exchange.trace = _Unsampled(self, name, end, parent, state)
+
+    def _bits(self, name: Name) -> int:
         """The 56 random bits of the trace id: what decides on sampling, so cheaper than the rest of the ids."""
-        joint = exchange.joint
-        if joint is None:
-            return self._random(self._hash(exchange)[:16], "")
-        first, port, position, space = joint
+        first, port, position, space = name
         place = self._places.get(first)
         if place is None:
             if len(self._places) >= _PLACES:
@@ -134,33 +133,24 @@ class Correlate:
             keyed = self._keyed.copy()
             keyed.update(first if isinstance(first, bytes) else first.encode())
             place = self._places[first] = int.from_bytes(keyed.digest()[:8], "big")
-        # Two rounds of multiply and fold (splitmix64's constants) over a keyed start.
-        mixed = (place ^ (port << 48 | space << 8) ^ position) * 0xBF58476D1CE4E5B9 & _WORD
-        mixed = (mixed ^ mixed >> 31) * 0x94D049BB133111EB & _WORD
-        return (mixed ^ mixed >> 29) & _RANDOM
+        # splitmix64 (Steele, Lea, Flood 2014) over a keyed start
+        mixed = place + port * 0x9E3779B97F4A7C15 + position + (space << 32) & _WORD
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _WORD
+        return (mixed ^ mixed >> 31) & _RANDOM
 
-    def ids(self, exchange: Exchange, parent: Parent | None) -> tuple[bytes, bytes, bytes]:
+    def ids(self, name: Name, end: End, parent: Parent | None) -> tuple[bytes, bytes, bytes]:
         """Trace id, span id, parent id (empty for a root); `parent` is what the request's header says."""
-        hashed = self._hash(exchange)
-        client, server = hashed[16:24], hashed[24:]
-        trace, above = parent[:2] if parent is not None else (hashed[:9] + self._bits(exchange).to_bytes(7, "big"), b"")
-        if exchange.role == CLIENT:
-            return trace, client, above
-        return trace, server, client if exchange.peer_seen else above
-
-    def _hash(self, exchange: Exchange) -> bytes:
-        joint = exchange.joint
-        if joint is None:
-            client, server, request = exchange.client, exchange.server, exchange.request
-            alone = f"{exchange.role}|{client.address}|{client.port}|{server.address}|{server.port}|{request.stream}|{request.ts}"
-            name = alone.encode()
-        elif isinstance(joint[0], bytes):
-            name = b"%b|%d" % (joint[0], joint[1])
-        else:
-            name = b"%b|%d|%d|%d" % (joint[0].encode(), joint[1], joint[2], joint[3])
+        first, port, position, space = name
         hashed = self._keyed.copy()
-        hashed.update(name)
-        return hashed.digest()
+        hashed.update(b"%b|%d|%d|%d" % (first if isinstance(first, bytes) else first.encode(), port, position, space))
+        made = hashed.digest()
+        client, server = made[16:24], made[24:]
+        trace, above = parent[:2] if parent is not None else (made[:9] + self._bits(name).to_bytes(7, "big"), b"")
+        role, peer_seen = end
+        if role == CLIENT:
+            return trace, client, above
+        return trace, server, client if peer_seen else above
 
     @staticmethod
     def _random(trace: bytes, state: str) -> int:
@@ -181,6 +171,13 @@ class Correlate:
             del self._buckets[next(iter(self._buckets))]
         self._buckets[service] = (tokens - 1 if allowed else tokens, max(then, exchange.end_ns))
         return allowed
+
+
+def _alone(exchange: Exchange) -> Name:
+    """A name for an exchange that its other end would not call the same; alike in every replay."""
+    client, server, request = exchange.client, exchange.server, exchange.request
+    ends = f"{exchange.role}|{client.address}|{client.port}|{server.address}|{server.port}"
+    return f"{ends}|{request.stream}|{request.ts}", 0, 0, 0
 
 
 def with_threshold(state: str, ours: str) -> str:
