@@ -25,6 +25,7 @@ struct pt_regs {
 } __attribute__((preserve_access_index));
 
 #define MS_SYSCALL(at) ((long)(at)->orig_ax)
+#define MS_IN_SYSCALL(at) ((long)(at)->ax == -38) /* -ENOSYS from entry until the call's result takes its place */
 #define MS_SYSCALL_ARG2(at) ((at)->si)
 #define MS_SYSCALL_ARG3(at) ((at)->dx)
 #define MS_SYSCALL_SP(at) ((at)->sp)
@@ -61,10 +62,12 @@ static __always_inline bool ms_compat_task(struct task_struct *task)
 struct pt_regs {
 	__u64 regs[31];
 	__u64 sp;
+	__u64 orig_x0;
 	__s32 syscallno;
 } __attribute__((preserve_access_index));
 
 #define MS_SYSCALL(at) ((long)(at)->syscallno)
+#define MS_IN_SYSCALL(at) ((at)->regs[0] == (at)->orig_x0) /* until the call's result takes its place */
 #define MS_SYSCALL_ARG2(at) ((at)->regs[1])
 #define MS_SYSCALL_ARG3(at) ((at)->regs[2])
 #define MS_SYSCALL_SP(at) ((at)->sp)

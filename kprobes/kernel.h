@@ -66,8 +66,15 @@ struct sock_common {
 	unsigned long skc_flags;
 };
 
+struct file;
+
+struct socket {
+	struct file *file; /* null: the kernel's own, such as a network file system's */
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct socket *sk_socket;
 	int sk_err;
 	__u16 sk_protocol;
 	unsigned char sk_shutdown;

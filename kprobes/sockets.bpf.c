@@ -28,13 +28,21 @@ static __always_inline struct ms_call *enclosing_call(__u64 pid_tgid, __u64 sp)
 	return sp < calls_of_thread->call[top].sp ? &calls_of_thread->call[top] : 0;
 }
 
-/* The user buffer of the running system call, if it has a plain one. */
-static __always_inline bool find_buffer(struct ms_transfer *t, struct task_struct *task, struct pt_regs *regs, int flags)
+/*
+ * The user buffer of the running system call, if it has a plain one and the
+ * transfer is that call's: io_uring also moves bytes on the way out of any
+ * other call, and the kernel has sockets of its own.
+ */
+static __always_inline bool find_buffer(struct ms_transfer *t, struct sock *sk, struct task_struct *task,
+					struct pt_regs *regs, int flags)
 {
+	struct socket *socket = sk->sk_socket;
 	struct user_msghdr message;
 	__u64 arg2, arg3;
 
 	if (task->flags & (PF_KTHREAD | PF_IO_WORKER) || ms_compat_task(task) || flags & MSG_TRUNC)
+		return false;
+	if (!MS_IN_SYSCALL(regs) || !socket || !socket->file)
 		return false;
 	arg2 = MS_SYSCALL_ARG2(regs);
 	arg3 = MS_SYSCALL_ARG3(regs);
@@ -60,6 +68,22 @@ static __always_inline bool find_buffer(struct ms_transfer *t, struct task_struc
 	}
 }
 
+static __always_inline bool fin_came(const struct sock *sk)
+{
+	return sk->__sk_common.skc_flags & (1ul << SOCK_DONE_BIT);
+}
+
+static __always_inline bool all_read(const struct tcp_sock *tcp)
+{
+	return tcp->copied_seq == tcp->rcv_nxt;
+}
+
+/* A read of no bytes met the end of the stream; else it only asked for none. Without a FIN: shut on this side, or reset. */
+static __always_inline bool at_end(const struct sock *sk, const struct tcp_sock *tcp)
+{
+	return sk->sk_shutdown & RCV_SHUTDOWN && (!fin_came(sk) || all_read(tcp));
+}
+
 /* Where the transfer began, and where the last one of this direction ended. */
 static __always_inline __u64 position(struct sock *sk, const struct tcp_sock *tcp, struct ms_sock *known, __u32 n, __u8 dir)
 {
@@ -67,8 +91,7 @@ static __always_inline __u64 position(struct sock *sk, const struct tcp_sock *tc
 	__u64 begin;
 
 	/* Reading past a FIN counts the FIN as a byte (RFC 9293 section 3.4). */
-	if (dir == MS_RX && sk->sk_shutdown & RCV_SHUTDOWN && sk->__sk_common.skc_flags & (1ul << SOCK_DONE_BIT) &&
-	    tcp->copied_seq == tcp->rcv_nxt)
+	if (dir == MS_RX && fin_came(sk) && all_read(tcp))
 		end--;
 	begin = known->known & (1 << dir) ? ms_extend(end - n, known->pos[dir]) : end - n;
 	known->known |= 1 << dir;
@@ -161,7 +184,7 @@ static __always_inline int moved(struct sock *sk, int ret, int flags, __u8 dir)
 	if (!known)
 		return 0;
 	if (!ret) {
-		if (dir == MS_RX && known->announced)
+		if (dir == MS_RX && known->announced && at_end(sk, tcp))
 			ms_shut(sk, known, MS_RX, position(sk, tcp, known, 0, MS_RX));
 		return 0;
 	}
@@ -188,7 +211,7 @@ static __always_inline int moved(struct sock *sk, int ret, int flags, __u8 dir)
 	}
 	if (unwanted(&t, known))
 		return 0;
-	if (find_buffer(&t, task, regs, flags))
+	if (find_buffer(&t, sk, task, regs, flags))
 		ms_send_transfer(&t);
 	else
 		ms_rest(&t, MS_UNREADABLE);

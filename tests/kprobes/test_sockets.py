@@ -192,6 +192,64 @@ assert c.recv(1) == b""
     balanced(seen)
 
 
+def test_asking_for_nothing_is_no_end() -> None:
+    seen = watch("""
+import ctypes
+nothing = lambda: ctypes.CDLL(None).recv(s.fileno(), ctypes.create_string_buffer(1), 0, 0)
+c, s = pair()
+c.sendall(b"ab")
+exactly(s, 1)
+assert nothing() == 0
+c.shutdown(socket.SHUT_WR)
+import select
+poll = select.poll(); poll.register(s, select.POLLRDHUP); poll.poll(5000)
+assert nothing() == 0
+exactly(s, 1)
+assert s.recv(1) == b""
+""")
+    server = seen.conn(abi.ROLE_SERVER)
+    told = [one.head for one in seen.records if one.head["conn"] == server and one.head["kind"] in {abi.DATA, abi.SHUT}]
+    assert [(head["kind"], head["pos"] - told[0]["pos"]) for head in told[:3]] == [(abi.DATA, 0), (abi.DATA, 1), (abi.SHUT, 2)]
+    balanced(seen)
+
+
+def test_shutting_the_reading_end_is_an_end() -> None:
+    seen = watch("c, s = pair()\nc.sendall(b'ab'); exactly(s, 2)\ns.shutdown(socket.SHUT_RD)\nassert s.recv(1) == b''\n")
+    server = seen.conn(abi.ROLE_SERVER)
+    (got,), (end,) = seen.of(abi.DATA, server, abi.RX), seen.of(abi.SHUT, server, abi.RX)
+    assert end.head["pos"] == got.head["pos"] + 2
+
+
+def test_io_uring_moves_bytes_on_the_way_out_of_another_call() -> None:
+    """The call that is running then has a buffer, too, but not the one of these bytes."""
+    seen = watch("""
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+c, s = pair()
+params = bytearray(120)  # struct io_uring_params
+ring = libc.syscall(425, 4, (ctypes.c_char * 120).from_buffer(params))
+assert ring >= 0, os.strerror(ctypes.get_errno())
+_, sq_tail, _, _, _, _, sq_array = struct.unpack_from("7I", params, 40)
+_, cq_tail = struct.unpack_from("2I", params, 80)
+rings, calls = mmap.mmap(ring, 4096), mmap.mmap(ring, 4096, offset=0x10000000)
+into = ctypes.create_string_buffer(100)
+struct.pack_into("BBHiQQI", calls, 0, 27, 0, 0, s.fileno(), 0, ctypes.addressof(into), 100)  # IORING_OP_RECV
+struct.pack_into("I", rings, sq_array, 0)
+struct.pack_into("I", rings, sq_tail, 1)
+assert libc.syscall(426, ring, 1, 0, 0, None, 0) == 1
+c.sendall(b"ten bytes!")
+while not struct.unpack_from("I", rings, cq_tail)[0]:
+    os.getppid()
+assert into.value == b"ten bytes!"
+""")
+    (sent,) = seen.of(abi.DATA, seen.conn(abi.ROLE_CLIENT), abi.TX)
+    (got,) = seen.of(abi.DATA, seen.conn(abi.ROLE_SERVER), abi.RX)
+    assert sent.data == b"ten bytes!"
+    assert (got.head["len"], got.head["copied"], got.head["flags"]) == (10, 0, abi.UNREADABLE)
+    assert got.head["pos"] == sent.head["pos"]
+    balanced(seen)
+
+
 def test_reset_says_why() -> None:
     seen = watch("""
 c, s = pair()
