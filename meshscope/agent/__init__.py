@@ -17,6 +17,7 @@ import signal
 from contextlib import ExitStack, closing
 from typing import Final
 
+import parsers
 from meshscope.agent.live import Live
 from meshscope.agent.loop import FAILED, Agent, Stop
 from meshscope.agent.outputs import Outputs
@@ -27,7 +28,6 @@ from meshscope.capture.record import Recorder, Replay
 from meshscope.capture.targets import Selection, Targets
 from meshscope.config import Config
 from meshscope.stats import Stats
-from parsers import PROTOCOLS
 
 __all__ = ["AgentError", "protocols", "replay", "run"]
 
@@ -82,7 +82,7 @@ def replay(config: Config, path: str) -> int:
 
 def protocols() -> list[str]:
     """Names of the protocols that are understood."""
-    return [protocol.NAME for protocol in PROTOCOLS]
+    return [protocol.NAME for protocol in parsers.protocols()[0]]
 
 
 def _play(agent: Agent, live: Live | None) -> str:

@@ -20,7 +20,7 @@ from meshscope.redact import KEPT_HEADERS, Redactor
 from meshscope.route import Routes
 from meshscope.stats import Stats, imbalances
 from meshscope.trace import Correlate
-from parsers import PROTOCOLS
+from parsers import PROTOCOLS, protocols
 from parsers.base import REQUESTS, Message
 
 FAILED: Final = 1
@@ -62,8 +62,11 @@ class Agent:
         self._stats = stats
         self._stop = stop
         self._kept = KEPT_HEADERS | {name.lower() for name in config.exchanges.headers}
+        spoken, refused = protocols()
+        for line in refused:
+            say(line)
         self.flow = Flow(
-            PROTOCOLS,
+            spoken,
             self._kept,
             stats,
             source.bind,
