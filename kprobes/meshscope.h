@@ -88,7 +88,7 @@ enum ms_counter {
 	MS_RECORDS_RESERVE_FAILED = 9,
 	MS_READ_FAULTS = 10,	/* bpf_probe_read_user failed */
 	MS_STORAGE_FAILED = 11, /* socket storage could not be made: no role, no position */
-	MS_MAP_FULL = 12,	/* a session, call or process could not be stored */
+	MS_MAP_FULL = 12,	/* a session, call, process or (counted by user space) verdict could not be stored */
 	MS_CALLS_STALE = 13,	/* TLS calls whose return was never seen */
 	MS_PEEKS = 14,
 	MS_TRAPS = 15, /* uprobe and uretprobe hits */

@@ -61,6 +61,7 @@ def run(config: Config) -> int:
             raise AgentError(f"{error}; kernel lockdown is {locked}" if locked else str(error)) from error
         agent = Agent(config, source, key, outputs, stats, stop)
         fault = _play(agent, Live(agent, kernel, targets, config, stats, stop))
+        targets.stop()  # its thread uses what is closed next
         source.close()
         return FAILED if recorder is not None and recorder.fault else _end(fault)
 

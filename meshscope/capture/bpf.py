@@ -56,6 +56,7 @@ class BpfSource:
         self._fds: list[int] = []
         self._epoll = select.epoll()
         self._stopped = False
+        self._verdicts_refused = 0
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._cpus = possible_cpus()
         self.wall_offset_ns = 0
@@ -104,8 +105,8 @@ class BpfSource:
         for ident, what, skip_rx, skip_tx in verdicts:
             if what == _FORGET:
                 self._library.bpf_map_delete_elem(fd, _U64.pack(ident))
-            else:
-                self._update(fd, _U64.pack(ident), abi.VERDICT.pack(what, 0, skip_rx, skip_tx))
+            elif self._library.bpf_map_update_elem(fd, _U64.pack(ident), abi.VERDICT.pack(what, 0, skip_rx, skip_tx), 0):
+                self._verdicts_refused += 1  # no room: more is copied than is needed, and nothing is wrong
 
     def bind(self, tls: int, tgid: int, ssl: int, randoms: Sequence[bytes]) -> bytes | None:  # noqa: ARG002 (a recording needs it)
         buffer = ctypes.create_string_buffer(_OBJECT_BYTES)
@@ -125,7 +126,9 @@ class BpfSource:
         code = self._library.bpf_map_lookup_elem(self._maps["counters"], _U32.pack(0), values)
         self._library.done(code, "cannot read the counters")
         numbers = struct.unpack(f"<{n * self._cpus}Q", values.raw)
-        return {name: sum(numbers[index::n]) for index, name in enumerate(abi.COUNTER_NAMES)}
+        sums = {name: sum(numbers[index::n]) for index, name in enumerate(abi.COUNTER_NAMES)}
+        sums["map_full"] += self._verdicts_refused
+        return sums
 
     def select(self, tgid: int, shard: int = 0) -> None:
         """Watch a process; its descendants from now on follow by themselves."""

@@ -23,6 +23,7 @@ _COPIES: Final = frozenset({"mov", "movsxd", "movabs"})
 _ENDBR64: Final = bytes.fromhex("f30f1efa")
 _INSTRUCTIONS: Final = 600  # of one function; the wrappers have 10 to 40
 _LONGEST: Final = 15  # bytes of one instruction
+_LARGEST: Final = 1 << 16  # bytes of a function that is read whole; SSL_free has 500
 _SHORT_JUMPS: Final = frozenset(bytes((low,)) for low in range(0x70, 0x80))
 _NEAR_JUMPS: Final = frozenset(bytes((low,)) for low in range(0x80, 0x90))
 
@@ -152,6 +153,8 @@ def cheap_entry(image: Image, function: Symbol, argument: str = ARGUMENTS[0]) ->
 
     For a probe without return only: rsp may have moved on.
     """
+    if function.size > _LARGEST:
+        return None
     landings, straight, computed = set(), [], False
     address, moved_on = function.address, False
     code = image.code(function.address, function.size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -23,6 +24,7 @@ _EXEMPT_STABLE: Final = {(6, 12): 20, (6, 13): 8}
 # Kernels that give processes a shadow stack and do not keep it in step with return probes (until 488af8ea7131).
 _SHADOW_STACK, _KEPT_IN_STEP = (6, 6), (6, 11)
 _REMEMBERED: Final = 256  # files with TLS code on one node; reading one again costs 20 ms
+_LARGEST: Final = 256 << 20  # bytes; a file made to harm could have us read as much as it claims to be
 _STATUS_LINE: Final = re.compile(rb"^(Seccomp|x86_Thread_features):\s*(.*)$", re.MULTILINE)
 
 
@@ -66,7 +68,9 @@ class Libraries:
         status = os.fstat(descriptor)
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         found = self._known.get(key)
-        if found is None:
+        if status.st_size > _LARGEST:
+            found = f"{status.st_size >> 20} MiB are too many for a TLS library"
+        elif found is None:
             try:
                 with os.fdopen(os.dup(descriptor), "rb") as stream:
                     found = place(stream)
@@ -92,12 +96,15 @@ def _open(pid: int, mapping: Mapping) -> int:
         return os.open(PROC / str(pid) / "map_files" / mapping.window, os.O_RDONLY | os.O_CLOEXEC)
     if not mapping.deleted:
         with suppress(OSError):
-            descriptor = os.open(f"{PROC}/{pid}/root{mapping.path}", os.O_RDONLY | os.O_CLOEXEC)
-            status = os.fstat(descriptor)
-            device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-            if (device, status.st_ino) == (mapping.device, mapping.inode):
-                return descriptor
-            os.close(descriptor)
+            # What stands there now may be anything, and opening a FIFO waits for ever: a mere handle first.
+            handle = os.open(f"{PROC}/{pid}/root{mapping.path}", os.O_PATH | os.O_CLOEXEC)
+            try:
+                status = os.fstat(handle)
+                device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+                if (device, status.st_ino) == (mapping.device, mapping.inode) and stat.S_ISREG(status.st_mode):
+                    return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.close(handle)
     raise Refused(
         "tls_refused_gone", f"{mapping.path} of process {pid}: deleted or replaced on disk, and not reachable by its mapping"
     )

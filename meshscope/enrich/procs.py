@@ -13,7 +13,7 @@ from meshscope.model import CLIENT, Endpoint, Exchange, Process, Workload
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
-_REMEMBERED: Final = 16384  # connections, and as many listening addresses
+_REMEMBERED: Final = 16384  # of each kind
 
 
 class Identity(Protocol):
@@ -40,7 +40,7 @@ class Known(Protocol):
 class Processes:
     """Stage that fills an exchange's process and the workloads of its ends.
 
-    Memory is bounded: of connections and listening addresses the oldest are forgotten.
+    Memory is bounded: of connections, listening addresses, processes and services the oldest are forgotten.
     """
 
     def __init__(self, known: Known) -> None:
@@ -65,7 +65,7 @@ class Processes:
         """The one object for a service name."""
         found = self._workloads.get(service)
         if found is None:
-            found = self._workloads[service] = Workload(service)
+            found = _remember(self._workloads, service, Workload(service))
         return found
 
     def _own(self, exchange: Exchange) -> tuple[Hashable, Hashable]:

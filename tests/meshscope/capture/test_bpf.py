@@ -178,6 +178,12 @@ def test_what_is_written_to_maps_may_be_about_nothing() -> None:
         opened.apply([])
 
 
+def test_verdicts_beyond_the_map_are_counted_and_nothing_else() -> None:
+    with source(ring_bytes=SMALL) as opened:
+        opened.apply([(number, abi.IGNORE, 0, 0) for number in range(1, 65536 + 11)])
+        assert opened.counters()["map_full"] == 10
+
+
 # The life of a source
 
 

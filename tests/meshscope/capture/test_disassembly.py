@@ -121,3 +121,4 @@ def test_where_an_entry_probe_is_cheap(tmp_path: Path, body: str, expected: int 
     assert symbol is not None
     found = cheap_entry(image, symbol)
     assert found == (None if expected is None else symbol.address + expected)
+    assert cheap_entry(image, symbol._replace(size=1 << 40)) is None, "a size made to have us read for ever"

@@ -97,6 +97,10 @@ def test_without_the_right_to_follow_mappings(
         with pytest.raises(Refused, match="deleted or replaced") as refused:
             Libraries().open(holder.pid, wrong)
         assert refused.value.counter == "tls_refused_gone"
+    copied.unlink()
+    os.mkfifo(copied)  # whose opening would wait for a writer
+    with pytest.raises(Refused, match="deleted or replaced"):
+        Libraries().open(holder.pid, mapping)
 
 
 def test_code_that_changed_in_place_is_refused(holder: subprocess.Popen[str], copied: Path) -> None:
@@ -120,6 +124,16 @@ def test_a_file_of_another_kind_is_refused_with_its_name(tmp_path: Path) -> None
     with pytest.raises(Refused, match="not an ELF file") as refused:
         Libraries().open(made.pid, mapping_of(made.pid))
     assert refused.value.counter == "tls_refused_shape"
+    made.communicate()
+
+
+def test_a_file_made_to_be_read_for_ever_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "libssl.so.9"
+    path.touch()
+    os.truncate(path, 300 << 20)
+    made = hold(path)
+    with pytest.raises(Refused, match="300 MiB are too many"):
+        Libraries().open(made.pid, mapping_of(made.pid))
     made.communicate()
 
 

@@ -111,3 +111,6 @@ def test_memory_is_bounded() -> None:
     for number in range(40):
         stage([exchange("client", 10, ("10.0.0.1", port, 7, 0)) for port in range(number * 1000, number * 1000 + 1000)])
     assert len(stage._ends) <= 16384
+    for number in range(20_000):  # transient units have a name of their own each time
+        stage.workload(f"run-{number}")
+    assert len(stage._workloads) <= 16384
