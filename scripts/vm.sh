@@ -26,18 +26,23 @@ cleanup() {
 }
 trap cleanup EXIT
 touch "$out/log"
+{ # runs first: the guest's root is mounted without a cache, which makes starting Python ten times slower; /mnt is the same files
+	printf 'tag=$(sed -n "s,^\([^ ]*\) /mnt .*,\\1,p" /proc/mounts); umount /mnt || exit\n'
+	printf 'mount -t 9p -o ro,version=9p2000.L,trans=virtio,msize=512000,cache=loose "$tag" /mnt || exit\n'
+	printf 'for part in proc sys dev tmp run; do mount --rbind /$part /mnt/$part; done\nchroot /mnt bash %q\nsync\n' "$out/command"
+} >"$out/script"
 {
 	printf 'cd %q\nexport PATH=%q HOME=/tmp PYTHONDONTWRITEBYTECODE=1 MESHSCOPE_VM=1\n' "$PWD" "$PATH"
 	[[ -z ${MESHSCOPE_LIVE:-} ]] || printf 'export MESHSCOPE_LIVE=%q\n' "$MESHSCOPE_LIVE"
 	printf '%q ' "$@"
-	printf '\necho $? >%q/rc\nsync\n' "$out"
-} >"$out/script"
+	printf '\necho $? >%q/rc\n' "$out"
+} >"$out/command"
 kvm=(--disable-kvm) # a /dev/kvm that is there does not always work (nested virtual machines)
 [[ -z ${MESHSCOPE_KVM:-} ]] || kvm=()
 tail -n +1 -f "$out/log" &
 tail_pid=$!
 # The guest's console is lost now and then; what it writes to a shared file is not.
-timeout "${MESHSCOPE_VM_SECONDS:-900}" vng -r "$kernel" "${kvm[@]}" --user root --cpus "$(nproc)" --memory 3G --rwdir "$out" \
+timeout "${MESHSCOPE_VM_SECONDS:-900}" vng -r "$kernel" "${kvm[@]}" --user root --cpus "$(nproc)" --memory 3G --rwdir "$out" --rodir /mnt=/ \
 	-- "bash $out/script >$out/log 2>&1" </dev/null >"$out/console" 2>&1 || true
 sleep 0.5 # lets tail print the last lines
 [[ -s $out/rc ]] && exit "$(<"$out/rc")"

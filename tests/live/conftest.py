@@ -15,7 +15,7 @@ from tests.live.kernel import leaked, loaded
 from tests.live.plans import SHORT
 
 TOOLS = ("bpftool", "curl", "nginx", "openssl", "wrk")
-KERNEL_HAS_NO_PART = {"test_private.py", "test_receivers.py"}  # not run again in the short form
+KERNEL_HAS_NO_PART = {"test_command.py", "test_private.py", "test_receivers.py"}  # not run again in the short form
 FILE_BYTES = (1 if SHORT else 5) * 1024 * 1024
 
 
