@@ -32,6 +32,10 @@ _OBJECT_BYTES: Final = 4096  # of an SSL object: the server random lies in its f
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 _SESSION_KEY: Final = struct.Struct("<QII")  # struct ms_session_key: SSL object, tgid
+# Free elements of an LRU map that every CPU keeps to itself (kernel/bpf/bpf_lru_list.c, until 6.17 whatever the map's
+# size): without as many more, a map on a machine with many CPUs forgets what is in use while most of it is empty.
+_LRU_MAPS: Final = ("calls", "sessions")
+_LRU_KEPT: Final = 128
 _CLOCK_EVERY_NS: Final = 1_000_000_000
 
 
@@ -206,6 +210,7 @@ class BpfSource:
             for program, section in programs.values():
                 if section.startswith(unwanted):
                     self._library.bpf_program__set_autoload(program, ctypes.c_bool(False))
+            self._make_room(self._maps_of(opened))
             self._load(opened)
             for name, (program, section) in programs.items():
                 if not section.startswith(unwanted):
@@ -219,6 +224,11 @@ class BpfSource:
             raise
         self._objects.append(opened)
         self._maps = {name: self._library.bpf_map__fd(found) for name, found in self._maps_of(opened).items()}
+
+    def _make_room(self, maps: Mapping[str, int]) -> None:
+        for name in _LRU_MAPS:
+            entries = self._library.bpf_map__max_entries(maps[name]) + _LRU_KEPT * self._cpus
+            self._library.done(self._library.bpf_map__set_max_entries(maps[name], entries), f"cannot size the map {name}")
 
     def _load_tls(self) -> None:
         """The uprobe programs, over the same maps; for attaching many places by one link, if the kernel can."""

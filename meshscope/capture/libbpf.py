@@ -35,6 +35,8 @@ _CALLS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__name": (_TEXT, (_POINTER,)),
     "bpf_map__fd": (_INT, (_POINTER,)),
     "bpf_map__reuse_fd": (_INT, (_POINTER, _INT)),
+    "bpf_map__max_entries": (ctypes.c_uint32, (_POINTER,)),
+    "bpf_map__set_max_entries": (_INT, (_POINTER, ctypes.c_uint32)),
     "bpf_map__initial_value": (_POINTER, (_POINTER, ctypes.POINTER(_SIZE))),
     "bpf_map_create": (_INT, (_INT, _TEXT, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, _POINTER)),
     "bpf_map_update_elem": (_INT, (_INT, _BYTES, _BYTES, ctypes.c_uint64)),

@@ -178,6 +178,13 @@ def test_what_is_written_to_maps_may_be_about_nothing() -> None:
         opened.apply([])
 
 
+def test_maps_that_forget_have_room_for_what_every_processor_keeps_free() -> None:
+    with source(ring_bytes=SMALL) as opened:
+        for name, used in (("calls", 8192), ("sessions", 16384)):
+            about = Path(f"/proc/self/fdinfo/{opened._maps[name]}").read_text(encoding="ascii")
+            assert f"max_entries:\t{used + 128 * possible_cpus()}\n" in about
+
+
 def test_verdicts_beyond_the_map_are_counted_and_nothing_else() -> None:
     with source(ring_bytes=SMALL) as opened:
         opened.apply([(number, abi.IGNORE, 0, 0) for number in range(1, 65536 + 11)])
