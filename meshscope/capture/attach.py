@@ -106,10 +106,12 @@ class Attachments:
             by_file.setdefault((use.mapping.device, use.mapping.inode), []).append(use)
         ended = set(gone)
         for file, tgid in list(self._links):
-            if tgid in ended or (tgid == FILE and file in foreign and file not in by_file):
+            users = by_file.get(file, [])
+            unused = file in foreign and not users if tgid == FILE else all(use.tgid != tgid for use in users)
+            if tgid in ended or unused:  # unused by one: it unloaded the library, or became another program
                 self._detach(file, tgid)
-        unused = [file for file, tgid in self._links if tgid == FILE and file not in by_file]
-        for file in unused[:-_AHEAD]:
+        idle = [file for file, tgid in self._links if tgid == FILE and file not in by_file]
+        for file in idle[:-_AHEAD]:
             self._detach(file, FILE)
         for key in [key for key in self._refused if key[1] in ended]:
             del self._refused[key]

@@ -142,6 +142,15 @@ def test_a_file_without_users_is_given_up_for_a_stranger(kernel: Kernel) -> None
     assert set(kernel.take()) == off(FILE)
 
 
+def test_a_library_that_a_process_maps_no_more_is_let_go(kernel: Kernel) -> None:
+    attachments = Attachments(kernel, Stats())
+    attachments.update([Use(10, ONE), Use(10, OTHER)], {FIRST, SECOND}, (), ())
+    kernel.take()
+    attachments.update([Use(10, OTHER)], {FIRST, SECOND}, (), ())
+    assert set(kernel.take()) == off(10)
+    assert attachments.known_files() == {SECOND}
+
+
 def test_every_attachment_has_a_number_of_its_own(kernel: Kernel) -> None:
     attachments = Attachments(kernel, Stats())
     attachments.update([Use(10, ONE)], (), (), ())
