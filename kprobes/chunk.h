@@ -22,10 +22,17 @@ static __always_inline void *ms_ring_of(__u32 shard)
 	return bpf_map_lookup_elem(&rings, &index);
 }
 
-/* User space looks every few milliseconds; it is woken only when a quarter of the ring waits. */
-static __always_inline __u64 ms_wake(void *ring)
+/*
+ * User space looks every few milliseconds; it is woken by the record (`size`
+ * bytes, reserved) with which a quarter of the ring waits, and by that one
+ * only: a wake-up is an interrupt, dearer than all else here.
+ */
+static __always_inline __u64 ms_wake(void *ring, __u64 size)
 {
-	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > config.ring_bytes / 4 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+	__u64 waiting = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA);
+	__u64 quarter = config.ring_bytes / 4;
+
+	return waiting >= quarter && waiting - size - BPF_RINGBUF_HDR_SZ < quarter ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
 static __always_inline void ms_lost(const struct ms_chunk *head)
@@ -36,22 +43,22 @@ static __always_inline void ms_lost(const struct ms_chunk *head)
 }
 
 /* A record of fixed size that begins with a struct ms_chunk. */
-#define ms_send(record)                                                          \
-	({                                                                       \
-		void *ring = ms_ring_of((record)->head.shard);                   \
-		int sent = -1;                                                   \
-		typeof(record) at;                                               \
-		ms_count(MS_RECORDS_ATTEMPTED, 1);                               \
-		at = ring ? bpf_ringbuf_reserve(ring, sizeof(*(record)), 0) : 0; \
-		if (at) {                                                        \
-			*at = *(record);                                         \
-			bpf_ringbuf_submit(at, ms_wake(ring));                   \
-			ms_count(MS_RECORDS_RESERVED, 1);                        \
-			sent = 0;                                                \
-		} else {                                                         \
-			ms_lost(&(record)->head);                                \
-		}                                                                \
-		sent;                                                            \
+#define ms_send(record)                                                           \
+	({                                                                        \
+		void *ring = ms_ring_of((record)->head.shard);                    \
+		int sent = -1;                                                    \
+		typeof(record) at;                                                \
+		ms_count(MS_RECORDS_ATTEMPTED, 1);                                \
+		at = ring ? bpf_ringbuf_reserve(ring, sizeof(*(record)), 0) : 0;  \
+		if (at) {                                                         \
+			*at = *(record);                                          \
+			bpf_ringbuf_submit(at, ms_wake(ring, sizeof(*(record)))); \
+			ms_count(MS_RECORDS_RESERVED, 1);                         \
+			sent = 0;                                                 \
+		} else {                                                          \
+			ms_lost(&(record)->head);                                 \
+		}                                                                 \
+		sent;                                                             \
 	})
 
 /* An MS_OPEN with the beginning of its object behind it. */
@@ -72,7 +79,7 @@ static __always_inline int ms_send_with_object(const struct ms_conn *record)
 		at->head.copied = 0;
 		ms_count(MS_READ_FAULTS, 1);
 	}
-	bpf_ringbuf_submit(at, ms_wake(ring));
+	bpf_ringbuf_submit(at, ms_wake(ring, sizeof(*at) + MS_OBJECT_BYTES));
 	ms_count(MS_RECORDS_RESERVED, 1);
 	return 0;
 }
@@ -96,7 +103,7 @@ static __always_inline int ms_send_with_object(const struct ms_conn *record)
 			ms_count(MS_READ_FAULTS, 1);                           \
 			n = 0;                                                 \
 		}                                                              \
-		bpf_ringbuf_submit(at, ms_wake(ring));                         \
+		bpf_ringbuf_submit(at, ms_wake(ring, total));                  \
 	} while (0)
 
 /*
@@ -226,7 +233,7 @@ static __always_inline void ms_rest(struct ms_transfer *t, __u8 flag)
 		at->copied = offset;                                                                          \
 		if (left)                                                                                     \
 			at->flags |= MS_FAULT;                                                                \
-		bpf_ringbuf_submit(at, ms_wake(ring));                                                        \
+		bpf_ringbuf_submit(at, ms_wake(ring, sizeof(*at) + 2 * (most)));                              \
 	} while (0)
 
 __noinline int ms_gather(struct ms_transfer *t)
