@@ -43,6 +43,7 @@ def run(config: Config) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             held.callback(signal.signal, number, signal.signal(number, stop.on_signal))
         outputs = held.enter_context(closing(Outputs(config, stats, stop)))
+        os.nice(config.capture.nice)
         obstacle = trial.obstacle()
         if obstacle:
             raise AgentError(obstacle)

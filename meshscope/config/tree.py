@@ -60,6 +60,9 @@ class Capture:
         "Socket hook; auto takes the best this kernel allows.",
         "--rung auto|tp_btf|fexit",
     )
+    nice: int = _setting(
+        10, COUNT, "Scheduling priority of the agent, 0 to 19: what it watches goes first when processors are short."
+    )
     loader: str = _setting(
         "auto", choice("auto", "libbpf", "bcc"), "What loads the programs into the kernel.", "--loader auto|libbpf"
     )
