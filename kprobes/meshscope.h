@@ -64,9 +64,9 @@ enum ms_verdict_what {
  * 1 for success and stores the length through that pointer argument.
  */
 enum ms_ssl_call {
-	MS_SSL_WRITE = 1,    /* plaintext goes out; else it comes in */
-	MS_SSL_DONE_4TH = 2, /* (ssl, buf, num, size_t *done) */
-	MS_SSL_DONE_5TH = 4, /* (ssl, buf, num, flags, size_t *done) */
+	MS_SSL_WRITE = 1,	 /* plaintext goes out; else it comes in */
+	MS_SSL_DONE_4TH = 2,	 /* (ssl, buf, num, size_t *done) */
+	MS_SSL_DONE_5TH = 4,	 /* (ssl, buf, num, flags, size_t *done) */
 	MS_SSL_ATTACHMENT = 256, /* times a number of its own for every attachment: several may see one call */
 };
 
