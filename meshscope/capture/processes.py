@@ -16,6 +16,7 @@ from meshscope.capture import ProcessInfo
 
 PROC: Final = Path("/proc")
 _SERVICE_NAME: Final = b"OTEL_SERVICE_NAME="
+_NAME_MAX: Final = 255  # characters; it becomes a label of every series
 _CONTAINER: Final = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
 _LOGIN_UNIT: Final = re.compile(r"^user(?:@\d+)?\.service$")
 _LIBRARY: Final = re.compile(r"/libssl[.-][^/]*$")
@@ -126,7 +127,7 @@ def _service(pid: int, exe: str) -> str:
     """Service name: the process's own OTEL_SERVICE_NAME, else unit, else container, else executable."""
     for variable in _read(pid, "environ").split(b"\0"):
         if variable.startswith(_SERVICE_NAME) and len(variable) > len(_SERVICE_NAME):
-            return variable[len(_SERVICE_NAME) :].decode("utf-8", "replace")
+            return variable[len(_SERVICE_NAME) :].decode("utf-8", "replace")[:_NAME_MAX]
     for part in reversed(control_group(pid).split("/")):
         if part.endswith(".service") and not _LOGIN_UNIT.match(part):
             return part.removesuffix(".service")
