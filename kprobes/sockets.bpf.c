@@ -230,9 +230,16 @@ int BPF_PROG(on_sock_recv, struct sock *sk, int ret, int flags)
 	return moved(sk, ret, flags, MS_RX);
 }
 
-/* The other rung. Before 6.5 a sendfile passes tcp_sendpage: an exact hole. */
+/* The other rung. */
 SEC("fexit/tcp_sendmsg")
 int BPF_PROG(on_tcp_sent, struct sock *sk, void *message, __u64 size, int ret)
+{
+	return moved(sk, ret, 0, MS_TX);
+}
+
+/* Until 6.5 a sendfile comes here, page by page: length and position, no buffer to read. */
+SEC("fexit/tcp_sendpage")
+int BPF_PROG(on_tcp_page_sent, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
 {
 	return moved(sk, ret, 0, MS_TX);
 }

@@ -24,6 +24,8 @@ from meshscope.capture.ring import BATCH_BYTES, Ring, open_ring
 from meshscope.capture.uprobes import TOGETHER, Closeable, PerfLink, Uprobes, may_attach_together
 
 OBJECTS: Final = Path(__file__).parent / "objects"
+OPTIONAL: Final = ("tcp_sendpage",)  # gone with 6.5
+_TRACE_FEXIT: Final = 25  # enum bpf_attach_type
 RUNGS: Final = {"tp_btf": "fexit/tcp_", "fexit": "tp_btf/sock_"}  # best first; the sections that each leaves out
 _FORGET: Final = -1
 _CONFIG_MAP: Final = ".rodata.ms"
@@ -203,7 +205,7 @@ class BpfSource:
         raise CaptureError(f"{'; '.join(self.refused)}; {missing()}")
 
     def _load_sockets(self, rung: str) -> None:
-        unwanted = RUNGS[rung]
+        unwanted = (RUNGS[rung], *self._absent())
         opened = self._open("sockets.bpf.o")
         try:
             programs = self._programs_of(opened)
@@ -224,6 +226,11 @@ class BpfSource:
             raise
         self._objects.append(opened)
         self._maps = {name: self._library.bpf_map__fd(found) for name, found in self._maps_of(opened).items()}
+
+    def _absent(self) -> list[str]:
+        """Sections that this kernel has no function for; it needs none then."""
+        names = [name for name in OPTIONAL if self._library.libbpf_find_vmlinux_btf_id(name.encode(), _TRACE_FEXIT) <= 0]
+        return [f"fexit/{name}" for name in names]
 
     def _make_room(self, maps: Mapping[str, int]) -> None:
         for name in _LRU_MAPS:

@@ -19,6 +19,7 @@ _KEPT_LINES: Final = 40
 _CALLS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "libbpf_set_print": (_POINTER, (_PRINT,)),
     "libbpf_version_string": (_TEXT, ()),
+    "libbpf_find_vmlinux_btf_id": (_INT, (_TEXT, _INT)),
     "bpf_object__open_file": (_POINTER, (_TEXT, _POINTER)),
     "bpf_object__load": (_INT, (_POINTER,)),
     "bpf_object__close": (None, (_POINTER,)),
