@@ -33,8 +33,8 @@ static __always_inline struct ms_call *enclosing_call(__u64 pid_tgid, __u64 sp)
  * transfer is that call's: io_uring also moves bytes on the way out of any
  * other call, and the kernel has sockets of its own.
  */
-static __always_inline bool find_buffer(struct ms_transfer *t, struct sock *sk, struct task_struct *task,
-					struct pt_regs *regs, int flags)
+static __always_inline bool find_buffer(struct ms_transfer *t, struct sock *sk, struct task_struct *task, struct pt_regs *regs,
+					int flags)
 {
 	struct socket *socket = sk->sk_socket;
 	struct user_msghdr message;
