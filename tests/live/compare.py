@@ -42,8 +42,8 @@ class Faults(list[str]):
         if not true:
             self.append(text)
 
-    def settle(self) -> None:
-        assert not self, f"{len(self)} differences, the first:\n" + "\n".join(self[:12])
+    def settle(self, said: str = "") -> None:
+        assert not self, f"{len(self)} differences, the first:\n" + "\n".join(self[:12]) + f"\n{said}"
 
 
 def server_end(faults: Faults, exchanges: list[Line], lines: list[Line]) -> None:
@@ -133,7 +133,8 @@ def durations(faults: Faults, exchanges: list[Line], lines: list[Line], timed: s
     assert off, "nothing to compare"
     p50, p99 = off[len(off) // 2][0], off[len(off) * 99 // 100][0]
     worst = ", ".join(f"{ns / 1e6:.2f} ms {target}" for ns, target in off[-8:])
-    faults.expect(max(p50, p99) <= NEAR_NS, f"durations differ by {p50 / 1e6:.2f} ms (p50), {p99 / 1e6:.2f} ms (p99): {worst}")
+    told = max(p50, p99) if len(off) >= 100 else p50  # of few the p99 is the worst
+    faults.expect(told <= NEAR_NS, f"durations differ by {p50 / 1e6:.2f} ms (p50), {p99 / 1e6:.2f} ms (p99): {worst}")
     return p50 / 1e6, p99 / 1e6
 
 

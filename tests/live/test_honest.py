@@ -12,7 +12,7 @@ from tests.live import compare, nginx, wrk
 from tests.live.agent import Agent
 from tests.live.driver import Driver
 from tests.live.facts import tell
-from tests.live.fleet import PATIENCE, Fleet, free_port, wait_until
+from tests.live.fleet import Fleet, free_port, wait_until
 from tests.live.plans import SHORT
 from tests.live.scrape import Samples, fetch, samples, total
 
@@ -116,11 +116,12 @@ def test_joined_in_the_middle(tls: bool, fleet: Fleet, big_file: Path) -> None:
     driver = Driver(fleet, [])
     url = f"https://127.0.0.1:{server.tls}" if tls else f"http://127.0.0.1:{server.plain}"
     connections = 8
-    process = wrk.begin(fleet, url, 4 * PATIENCE, connections=connections, pause_ms=4)
+    process = wrk.begin(fleet, url, wrk.UNTIL_ENDED, connections=connections, pause_ms=4)
     wait_until(lambda: len(server.lines()) > connections * 3, 20, "wrk is busy")
     agent = Agent(fleet, ["--cgroup", fleet.cgroup])
     ready_ns = time.time_ns()
-    told = wrk.end(fleet, process)
+    time.sleep(2)  # long enough for many requests on each connection
+    told = wrk.end(fleet, process, now=True)
     fleet.stop(driver.process)
     exchanges = agent.stop()
     assert told["non2xx"] == told["socket"] == told["timeouts"] == 0, told
@@ -144,7 +145,7 @@ def test_joined_in_the_middle(tls: bool, fleet: Fleet, big_file: Path) -> None:
     missed = [line["id"] for line in lines if line["id"] not in seen and complete_after(line, servers, first)]
     faults.expect(not missed, f"{len(missed)} requests after the join are missing: {missed[:5]}")
     tell(f"joined in the middle ({'tls' if tls else 'plain'}): {len(exchanges)} ends, {len(lines)} requests in all")
-    faults.settle()
+    faults.settle(agent.said())
 
 
 def complete_after(line: dict[str, Any], servers: dict[str, list[dict[str, Any]]], first: int) -> bool:
