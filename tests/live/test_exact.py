@@ -22,7 +22,7 @@ ROUNDS = 1 if SHORT else 8
 KEEP_ALIVE = 300 if SHORT else 20_000
 COMBINATIONS = [(server, tls) for server in ("nginx", "threaded", "prefork", "uvicorn", "uvloop") for tls in (False, True)]
 if SHORT:
-    COMBINATIONS = [("nginx", False), ("nginx", True), ("threaded", True), ("prefork", False), ("uvicorn", True)]
+    COMBINATIONS = [("nginx", False), ("nginx", True), ("prefork", False), ("uvicorn", True)]
 ROOMY = 64 << 20  # downloads at loopback speed; loss has tests of its own
 pytestmark = pytest.mark.usefixtures("kernel_state")
 Lines = Callable[[], list[dict[str, Any]]]
