@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command as root under Debian 12's own kernel, in a virtual machine on this machine's files (read-only; /tmp is its own).
 # Prints the command's output and exits with its code. The machine is emulated, about ten times slower, unless MESHSCOPE_KVM=1 says that KVM works here.
-#   scripts/vm.sh COMMAND...        MESHSCOPE_VM_SECONDS: give up after so long (default 900)
+#   scripts/vm.sh COMMAND...        MESHSCOPE_VM_SECONDS: give up after so long (default 1500)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 (($#)) || { echo "usage: scripts/vm.sh COMMAND..." >&2; exit 2; }
@@ -45,7 +45,7 @@ kvm=(--disable-kvm) # a /dev/kvm that is there does not always work (nested virt
 tail -n +1 -f "$out/log" &
 tail_pid=$!
 # The guest's console is lost now and then; what it writes to a shared file is not.
-timeout "${MESHSCOPE_VM_SECONDS:-900}" vng -r "$kernel" "${kvm[@]}" --user root --cpus "$(nproc)" --memory 3G --rwdir "$out" --rodir /mnt=/ \
+timeout "${MESHSCOPE_VM_SECONDS:-1500}" vng -r "$kernel" "${kvm[@]}" --user root --cpus "$(nproc)" --memory 3G --rwdir "$out" --rodir /mnt=/ \
 	-- "bash $out/script >$out/log 2>&1" </dev/null >"$out/console" 2>&1 || true
 sleep 0.5 # lets tail print the last lines
 [[ -s $out/rc ]] && exit "$(<"$out/rc")"
