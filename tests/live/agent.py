@@ -73,6 +73,7 @@ class Agent:
             raise AssertionError(f"the agent did not end:\n{self.said()}") from None
         assert code == 0, f"the agent ended with {code}:\n{self.said()}"
         assert "Traceback" not in self.said(), self.said()
+        assert "does not add up" not in self.said(), self.said()
 
     def kill(self) -> None:
         self.process.kill()

@@ -20,6 +20,7 @@ from tests.live.plans import SHORT
 
 pytestmark = pytest.mark.usefixtures("kernel_state")
 ROUNDS = 2 if SHORT else 20
+PAUSE_MS = 60 if SHORT else 3  # an emulated machine must still have time for the agent
 CLOSE_S = 1.0 * PATIENCE  # what a close may take from outside, however stopped the agent is
 
 
@@ -35,7 +36,7 @@ class Closer(threading.Thread):
         self.leave = threading.Event()
 
     def run(self) -> None:
-        while not self.leave.wait(0.005):
+        while not self.leave.wait(PAUSE_MS / 1000):
             began = time.monotonic()
             try:
                 with socket.create_connection(("127.0.0.1", self.port), CLOSE_S * 10) as link:
@@ -71,7 +72,10 @@ class Town:
         self.python = fleet.python("servers/blocking.py", "threaded", self.port, log, file, name="threaded", ports=(self.port,))
         urls = {"plain": f"http://127.0.0.1:{self.nginx.plain}", "tls": f"https://127.0.0.1:{self.nginx.tls}"}
         urls["python"] = f"http://127.0.0.1:{self.port}"
-        self.loads = {name: wrk.begin(fleet, url, wrk.UNTIL_ENDED, connections=4, name=name) for name, url in urls.items()}
+        self.loads = {
+            name: wrk.begin(fleet, url, wrk.UNTIL_ENDED, connections=4, pause_ms=PAUSE_MS, name=name)
+            for name, url in urls.items()
+        }
         self.closer = Closer(self.port)
         self.closer.start()
 
